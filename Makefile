@@ -1,0 +1,64 @@
+# Hosi Server: every command of the project. `make` or `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export FLASK_APP := app.py
+
+.PHONY: help run test lint seed lock bench fuzz docs postman newman clean
+.DEFAULT_GOAL := help
+
+help:  ## list these commands
+	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Hosi Server needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.txt $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+.env:
+	cp .env.example .env
+
+run: $(VENV)/.run .env  ## set everything up and serve at http://127.0.0.1:5000
+	$(BIN)/flask db upgrade
+	$(BIN)/gunicorn
+
+test: $(VENV)/.dev  ## set everything up and run the whole suite, on SQLite and PostgreSQL
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## what requests cost, as one table, against a bare floor and against small tables
+	$(BIN)/python -m bench --save
+
+seed: $(VENV)/.run .env  ## a small demonstration clinic in the database
+	$(BIN)/flask db upgrade
+	$(BIN)/flask seed $(ARGS)
+
+lock: $(VENV)/.dev  ## lock requirements*.in into requirements*.txt, with hashes
+	$(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
+
+MINUTES ?= 10
+fuzz: $(VENV)/.dev  ## fuzz the server on both engines, for MINUTES=10
+	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest tests/test_fuzz.py $(ARGS)
+
+docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collection anew
+	$(BIN)/python docs/make.py
+
+newman: node_modules/.bin/newman  ## npm's newman, with which the tests run the Postman collection
+node_modules/.bin/newman:
+	npm install --no-save --no-package-lock --no-fund --no-audit newman@6
+
+clean:  ## remove the virtual environment and caches (never the data in instance/)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,18 @@
+"""How gunicorn serves the application: https://docs.gunicorn.org/en/stable/settings.html"""
+
+from config import read_settings
+
+_settings = read_settings()  # here too, so that a wrong setting stops the start with its sentence
+
+wsgi_app = "app:create_app()"
+bind = f"{_settings['HOST']}:{_settings['PORT']}"
+workers = _settings["WEB_CONCURRENCY"]
+worker_class = "gthread"  # threads suit routes that wait on uploads
+threads = _settings["WEB_THREADS"]
+timeout = 120  # seconds: a report of 50 images over a slow line
+graceful_timeout = 30
+keepalive = 5
+limit_request_line = 8190  # bytes, the most there is: a long search and a page's cursor
+control_socket_disable = True
+max_requests = 20_000  # a worker is renewed now and then, not all at once
+max_requests_jitter = 2_000
