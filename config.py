@@ -1,0 +1,249 @@
+"""Settings: read from the environment, `.env` and `instance/config.py`, checked once at start.
+
+Every setting is a field of `Settings`, with its default and one line on what it is. Order of precedence, the last
+one wins: defaults, `.env`, the environment, `instance/config.py`, what a test hands to `create_app`.
+"""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+from zoneinfo import ZoneInfo
+
+from dotenv import dotenv_values
+from flask import Config
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+ROOT = Path(__file__).resolve().parent
+SECRETS = ("SECRET_KEY", "JWT_SECRET_KEY", "AUDIT_KEY")
+SHORTEST_SECRET = 32  # bytes: as long as the SHA-256 output, RFC 7518 section 3.2
+
+
+class ConfigError(SystemExit):
+    """A setting is missing or wrong: the program stops with one sentence that says what to do."""
+
+
+def _split(text: object) -> object:
+    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+
+
+Words = Annotated[list[str], BeforeValidator(_split)]
+
+
+class Settings(BaseModel):
+    """Every setting, by the name it has in the environment."""
+
+    model_config = ConfigDict(extra="ignore", str_strip_whitespace=True)
+
+    FLASK_ENV: Literal["development", "production", "testing"] = Field(
+        "production", description="`development` or `production`"
+    )
+    SECRET_KEY: str = Field("", description="signs the links to local images; at least 32 bytes")
+    JWT_SECRET_KEY: str = Field("", description="signs access and refresh tokens; at least 32 bytes")
+    AUDIT_KEY: str = Field(
+        "", description="keys the record history; at least 32 bytes; keep it for as long as the records"
+    )
+    DATABASE_URL: str = Field("", description="where the records are; empty: SQLite in the instance folder")
+    STATEMENT_TIMEOUT: int = Field(30, ge=1, description="seconds that one SQL statement may take on PostgreSQL")
+    INSTANCE_PATH: Path = Field(
+        ROOT / "instance", description="folder of the SQLite file, the local images and the generated secrets"
+    )
+    PUBLIC_URL: str = Field(
+        "", description="the address clients reach this server at, such as `https://api.clinic.example`"
+    )
+    TIMEZONE: str = Field("UTC", description="the clinic's IANA time zone, such as `Africa/Nairobi`")
+    CORS_ORIGINS: Words = Field(
+        [f"http://{host}:{port}" for host in ("localhost", "127.0.0.1") for port in (3000, 5173)],
+        description="origins of the browser clients, separated by commas",
+    )
+    CLOUDINARY_URL: str = Field("", description="`cloudinary://KEY:SECRET@CLOUD`, or the three settings below")
+    CLOUDINARY_CLOUD_NAME: str = Field("", description="the Cloudinary cloud; empty: images on local disk")
+    CLOUDINARY_API_KEY: str = Field("", description="its API key")
+    CLOUDINARY_API_SECRET: str = Field("", description="its API secret")
+    CLOUDINARY_UPLOAD_PREFIX: str = Field(
+        "https://api.cloudinary.com", description="Cloudinary's API host; others for its other regions"
+    )
+    IMAGE_LINK_TTL: int = Field(3600, ge=60, description="seconds that a link to a local image is good for")
+    BCRYPT_LOG_ROUNDS: int = Field(12, ge=4, le=20, description="bcrypt's cost: each step doubles the time")
+    SIGNUP: Literal["open", "approval", "closed", ""] = Field(
+        "",
+        description="who may sign up as a doctor: `open` at once (default in development), `approval` once an "
+        "administrator agrees (default in production), `closed` nobody",
+    )
+    PASSWORD_RESET_URL: str = Field(
+        "", description="page of the client that sets a new password; empty: `PUBLIC_URL` + `/reset-password`"
+    )
+    MAIL_SERVER: str = Field("", description="SMTP server for reset links; empty: none, use `flask reset-link`")
+    MAIL_PORT: int = Field(587, ge=1, le=65535, description="its port")
+    MAIL_USE_TLS: bool = Field(True, description="whether to use STARTTLS")
+    MAIL_USERNAME: str = Field("", description="its user name, if it wants one")
+    MAIL_PASSWORD: str = Field("", description="its password")
+    MAIL_FROM: str = Field("Hosi Server <noreply@localhost>", description="sender of the mails")
+    RATELIMIT_ENABLED: bool = Field(True, description="whether sign-up, login, refresh and forgot are limited")
+    RATELIMIT_STORAGE_URI: str = Field(
+        "memory://", description="where requests are counted; `redis://…` where several nodes run"
+    )
+    TRUSTED_PROXIES: int = Field(
+        0,
+        ge=0,
+        description="how many proxies in front may say by X-Forwarded-For who calls; 0: none is believed",
+    )
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="how much is logged")
+    HOST: str = Field("127.0.0.1", description="address that `make run` listens on")
+    PORT: int = Field(5000, ge=1, le=65535, description="port that `make run` listens on")
+    WEB_CONCURRENCY: int = Field(2, ge=1, description="worker processes of `make run`")
+    WEB_THREADS: int = Field(8, ge=1, description="threads of each worker")
+
+    @field_validator("TIMEZONE")
+    @classmethod
+    def _is_known_timezone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("no such IANA time zone; examples are UTC and Africa/Nairobi") from None
+        return name
+
+    @field_validator("DATABASE_URL")
+    @classmethod
+    def _names_the_driver(cls, url: str) -> str:
+        """`postgres://` and `postgresql://` mean psycopg2, whatever SQLAlchemy's default is."""
+        scheme, separator, rest = url.partition("://")
+        return f"postgresql+psycopg2{separator}{rest}" if scheme in ("postgres", "postgresql") else url
+
+    @field_validator("PUBLIC_URL", "PASSWORD_RESET_URL", "CLOUDINARY_UPLOAD_PREFIX")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _reads_cloudinary_url(self) -> Self:
+        if self.CLOUDINARY_URL:
+            url = urlsplit(self.CLOUDINARY_URL)
+            if url.scheme != "cloudinary" or not (url.hostname and url.username and url.password):
+                raise ValueError("CLOUDINARY_URL must be cloudinary://KEY:SECRET@CLOUD")
+            self.CLOUDINARY_CLOUD_NAME = url.netloc.rpartition("@")[2]
+            self.CLOUDINARY_API_KEY, self.CLOUDINARY_API_SECRET = url.username, unquote(url.password)
+        account = self.CLOUDINARY_CLOUD_NAME, self.CLOUDINARY_API_KEY, self.CLOUDINARY_API_SECRET
+        if any(account) and not all(account):
+            raise ValueError("set all three of CLOUDINARY_CLOUD_NAME, _API_KEY and _API_SECRET, or none of them")
+        return self
+
+    @property
+    def production(self) -> bool:
+        return self.FLASK_ENV == "production"
+
+
+def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every setting, checked, and whatever else `instance/config.py` or `overrides` say, for `app.config`.
+
+    With `FLASK_ENV="testing"` in `overrides` nothing but them is read, so that a developer's `.env` stays out of tests.
+    Raises `ConfigError`, naming the setting and what to do.
+    """
+    overrides = dict(overrides or {})
+    known: dict[str, Any] = {}
+    if overrides.get("FLASK_ENV") != "testing":
+        environment = {**dotenv_values(ROOT / ".env"), **os.environ}
+        known = {name: value for name in Settings.model_fields if (value := environment.get(name))}
+    instance = Path(overrides.get("INSTANCE_PATH") or known.get("INSTANCE_PATH") or ROOT / "instance").resolve()
+    own = Config(instance)
+    own.from_pyfile("config.py", silent=True)
+    given = {**known, **own, **overrides, "INSTANCE_PATH": instance}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(
+                f"Setting {e['loc'][0] if e['loc'] else ''}: {e['msg'].removeprefix('Value error, ')}."
+                for e in error.errors()
+            )
+        ) from None
+    if settings.FLASK_ENV == "testing" != overrides.get("FLASK_ENV"):
+        raise ConfigError("Setting FLASK_ENV: `testing` is the tests' own; set it to `development` or `production`.")
+    instance.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if instance == ROOT / "instance":
+        instance.chmod(0o700)  # git made it; what is in it is for nobody else on this machine
+    if settings.production:
+        _check_production(settings)
+    elif not all(getattr(settings, name) for name in SECRETS):
+        kept = _kept_secrets(instance)
+        settings = settings.model_copy(update={n: getattr(settings, n) or kept[n] for n in SECRETS})
+    flask_settings = _flask_settings(settings)
+    engine_options = _engine_options(flask_settings["SQLALCHEMY_DATABASE_URI"], settings.WEB_THREADS)
+    others = {name: value for name, value in given.items() if name not in Settings.model_fields}
+    return {"SQLALCHEMY_ENGINE_OPTIONS": engine_options, **settings.model_dump(), **flask_settings, **others}
+
+
+def _check_production(settings: Settings) -> None:
+    for name in SECRETS:
+        if len(getattr(settings, name).encode()) < SHORTEST_SECRET:
+            raise ConfigError(
+                f"{name} is missing or shorter than {SHORTEST_SECRET} bytes. Set it to the output of: "
+                "python -c 'import secrets; print(secrets.token_urlsafe(48))'"
+                " (or set FLASK_ENV=development to try the server out)."
+            )
+    if len({getattr(settings, name) for name in SECRETS}) < len(SECRETS):
+        raise ConfigError(f"{' and '.join(SECRETS)} are the same. Give each a value of its own.")
+    if not settings.PUBLIC_URL:
+        raise ConfigError("PUBLIC_URL is missing. Set it to the address clients use, https://api.clinic.example say.")
+
+
+def _kept_secrets(instance: Path) -> dict[str, str]:
+    """Development's secrets: made once, kept in the instance folder, readable by the owner alone."""
+    path = instance / "secrets.env"
+    if not path.exists():
+        descriptor, draft = tempfile.mkstemp(dir=instance)  # mode 0600
+        with os.fdopen(descriptor, "w") as file:
+            file.writelines(f"{name}={secrets.token_urlsafe(48)}\n" for name in SECRETS)
+        try:
+            os.link(draft, path)  # of two processes that start at once, one wins
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(draft)
+    return {name: value or "" for name, value in dotenv_values(path).items()}
+
+
+def _flask_settings(settings: Settings) -> dict[str, Any]:
+    """What Flask and its extensions call these things."""
+    reset = settings.PASSWORD_RESET_URL or f"{settings.PUBLIC_URL or 'http://localhost:3000'}/reset-password"
+    return {
+        "SIGNUP": settings.SIGNUP or ("approval" if settings.production else "open"),
+        "PASSWORD_RESET_URL": reset,
+        "TESTING": settings.FLASK_ENV == "testing",
+        "SQLALCHEMY_DATABASE_URI": settings.DATABASE_URL or f"sqlite:///{settings.INSTANCE_PATH / 'hosi.db'}",
+        "BCRYPT_HANDLE_LONG_PASSWORDS": True,  # SHA-256 first: bcrypt itself reads 72 bytes and no NUL
+        "JWT_ALGORITHM": "HS256",
+        "JWT_ACCESS_TOKEN_EXPIRES": timedelta(minutes=30),
+        "JWT_REFRESH_TOKEN_EXPIRES": timedelta(days=30),
+    }
+
+
+def _engine_options(url: str, threads: int) -> dict[str, Any]:
+    """A connection for each thread of the worker, and as many again: for a moment a request may hold two."""
+    options: dict[str, Any] = {"hide_parameters": True}  # an error in the log tells nothing about a patient
+    if url in ("sqlite://", "sqlite:///:memory:"):
+        return options
+    options |= {"pool_size": threads, "max_overflow": threads, "pool_timeout": 10, "pool_recycle": 1800}
+    if url.startswith("postgresql"):
+        # a server that is gone without a goodbye is noticed within a minute and a half, not after two hours
+        options["connect_args"] = {
+            "connect_timeout": 5,
+            "keepalives_idle": 60,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+        }
+    return options

@@ -1,0 +1,200 @@
+"""The database: how it is connected to, what a transaction is, and how times are kept. The tables are in models.py."""
+
+import random
+import select as select_module
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
+
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from flask import Flask, current_app, has_request_context, request
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.types import TypeDecorator
+
+import errors
+
+Result = TypeVar("Result")
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def clinic_zone() -> ZoneInfo:
+    """Where the clinic is: the zone of times without an offset, and of every time in an answer."""
+    return ZoneInfo(current_app.config["TIMEZONE"])
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An instant: UTC in the database (SQLite keeps no zone), timezone-aware in Python."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive time has no place in the database")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+# Rows stay readable after the commit, so that an answer needs no second read.
+db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
+migrate = Migrate(
+    directory=str(Path(__file__).parent / "migrations"), render_as_batch=True, compare_server_default=True
+)
+
+
+def upsert(table: type[Base]) -> Any:
+    """The dialect's own INSERT, which can say ON CONFLICT."""
+    return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[db.engine.dialect.name](table)
+
+
+# Deadlock, serialisation failure and lock not available of PostgreSQL: the transaction did nothing and may simply be
+# tried again.
+_RETRIED = {"40P01", "40001", "55P03"}
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, StaleDataError):
+        return True
+    if isinstance(error, IntegrityError) and errors.constraint_of(error) == "uq_patients_mrn":
+        return True  # another draw of the number
+    return isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) in _RETRIED
+
+
+def in_transaction(work: Callable[[], Result], tries: int = 8) -> Result:
+    """What `work` returns, its changes committed; all undone if it raises. Tried again when it lost a race, a little
+    later each time: within two seconds or so."""
+    for attempt in range(1, tries + 1):
+        try:
+            result = work()
+            db.session.commit()
+            return result
+        except Exception as error:
+            db.session.rollback()
+            db.session.expunge_all()
+            if attempt == tries or not _is_passing(error):
+                raise
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+    raise AssertionError("unreachable")
+
+
+def _reads_only() -> bool:
+    return has_request_context() and request.method in ("GET", "HEAD")
+
+
+def _on_sqlite(engine: Engine) -> None:
+    """SQLite as a server's database: foreign keys, WAL, full sync, and no transaction that begins by reading
+    what it later writes (of 200 such read-then-write requests, 172 were lost without BEGIN IMMEDIATE)."""
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: sqlite3.Connection, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins no transactions of its own; `_begin` does
+        for pragma in ("busy_timeout=20000", "journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        reading = connection.get_execution_options().get("reading", _reads_only())
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def limited(statement: str, seconds: int) -> str:
+    """The statement with a limit on its time, and on that of what follows in the transaction, ahead of it.
+
+    Sent in one message it costs no journey, and it holds behind PgBouncer, which refuses `options` at the start and
+    gives what is SET for a session to somebody else.
+    """
+    return f"SET LOCAL statement_timeout = {seconds * 1000}; {statement}"
+
+
+def _on_postgresql(engine: Engine, seconds: int) -> None:
+    """A limit on the time of each statement, and no connection given out that the server has left."""
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.info["unlimited"] = not connection.get_execution_options().get("unhurried")
+
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def _limit(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        if connection.info.pop("unlimited", False):
+            if not cursor.name:
+                return limited(statement, seconds), parameters
+            with cursor.connection.cursor() as plain:  # a server-side cursor is declared in a message of its own
+                plain.execute(limited("", seconds))
+        return statement, parameters
+
+    @event.listens_for(engine, "checkout")
+    def _checkout(connection: Any, *_: Any) -> None:
+        """In place of a ping: what waits to be read on an idle connection is the server's goodbye."""
+        if connection.closed or _is_readable(connection.fileno()):
+            raise DisconnectionError
+
+
+def _is_readable(descriptor: int) -> bool:
+    if not hasattr(select_module, "poll"):  # Windows
+        return bool(select_module.select([descriptor], [], [], 0)[0])
+    waiting = select_module.poll()
+    waiting.register(descriptor, select_module.POLLIN)
+    return bool(waiting.poll(0))
+
+
+def reader() -> Connection:
+    """A connection for one short read, outside of the session and its transaction. To be closed by the caller."""
+    return db.engine.connect().execution_options(reading=True)
+
+
+@cache
+def _newest_revision(directory: str) -> str | None:
+    return ScriptDirectory(directory).get_current_head()
+
+
+def check_schema() -> str:
+    """The revision of the database's schema. Raises `Unavailable` unless it is the newest migration."""
+    with reader() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    if revision is None or revision != _newest_revision(current_app.extensions["migrate"].directory):
+        raise errors.Unavailable("The database is not up to date. Run: flask db upgrade")
+    return revision
+
+
+def init_app(app: Flask) -> None:
+    db.init_app(app)
+    migrate.init_app(app, db)
+    with app.app_context():
+        if db.engine.dialect.name == "sqlite":
+            _on_sqlite(db.engine)
+        else:
+            _on_postgresql(db.engine, app.config["STATEMENT_TIMEOUT"])

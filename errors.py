@@ -1,0 +1,197 @@
+"""Every failure has one JSON body: `{"msg": "a sentence for a person", "errors": {"field": ["…"]}}`."""
+
+import logging
+import re
+import secrets
+import sqlite3
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, g, has_request_context, jsonify, request
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from werkzeug.exceptions import HTTPException
+
+log = logging.getLogger("hosi")
+
+Fields = Mapping[str, list[str]]
+
+
+class APIError(Exception):
+    """A failure with its HTTP status and its JSON body. Subclasses name the status."""
+
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(self, msg: str, errors: Fields | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(msg)
+        self.msg = msg
+        self.errors = errors
+        self.headers = dict(headers or {})
+
+
+class BadRequest(APIError):
+    status = HTTPStatus.BAD_REQUEST
+
+
+class Unauthorized(APIError):
+    status = HTTPStatus.UNAUTHORIZED
+
+    def __init__(self, msg: str) -> None:
+        super().__init__(msg, headers={"WWW-Authenticate": 'Bearer realm="Hosi Server"'})
+
+
+class Forbidden(APIError):
+    status = HTTPStatus.FORBIDDEN
+
+
+class NotFound(APIError):
+    status = HTTPStatus.NOT_FOUND
+
+
+class Conflict(APIError):
+    status = HTTPStatus.CONFLICT
+
+
+class PreconditionFailed(APIError):
+    status = HTTPStatus.PRECONDITION_FAILED
+
+
+class TooLarge(APIError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class UnsupportedMediaType(APIError):
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class Invalid(APIError):
+    """Understood, but not valid: `Invalid(patient_id="There is no patient 7.")`."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+    def __init__(self, errors: Fields | None = None, **field: str) -> None:
+        errors = {**(errors or {}), **{name: [text] for name, text in field.items()}}
+        super().__init__(" ".join(f"{name}: {texts[0]}" for name, texts in errors.items()), errors)
+
+
+class TooManyRequests(APIError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+
+class ImageStoreFailed(APIError):
+    status = HTTPStatus.BAD_GATEWAY
+
+
+class Unavailable(APIError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, msg: str) -> None:
+        super().__init__(msg, headers={"Retry-After": "5"})
+
+
+# What a constraint of the database says to a person; filled by `explain`, beside each table.
+_broken: dict[str, APIError] = {}
+
+
+def explain(constraint: str, error: APIError) -> None:
+    """Have the breaking of `constraint` answered as `error`."""
+    _broken[constraint] = error
+
+
+def constraint_of(error: DBAPIError) -> str:
+    """The name of the constraint that was broken, or "". SQLite names columns where PostgreSQL names the constraint."""
+    named = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+    if named:
+        return str(named)
+    text = str(error.orig)
+    if match := re.search(r"UNIQUE constraint failed: (\w+)\.(\w+)", text):
+        return f"uq_{match[1]}_{match[2]}"
+    match = re.search(r"CHECK constraint failed: (\w+)", text) or re.fullmatch(r"(ex_\w+)", text)
+    return match[1] if match else ""
+
+
+def _is_faulty_sql(error: Exception) -> bool:
+    """SQLite calls a missing table, too, an operational error; its code (SQLITE_ERROR) tells it from a busy disk."""
+    return getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+
+
+def from_database(error: Exception) -> APIError | None:
+    """What the database's refusal means to the client; None when it is a fault of ours."""
+    if isinstance(error, IntegrityError):
+        known = _broken.get(constraint_of(error))
+        return known or Conflict("This contradicts what is stored: another record refers to it or has the same value.")
+    if isinstance(error, DataError):
+        return Invalid(body="A value is out of the range that can be stored.")
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout) and not _is_faulty_sql(error):
+        log.error("the database did not answer: %s", type(error.__cause__ or error).__name__, exc_info=error)
+        return Unavailable("The database cannot be reached, or did not answer in time. Please try again.")
+    return None
+
+
+def field_errors(found: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Pydantic's findings by field, without the values: one of them may be a password."""
+    fields: dict[str, list[str]] = {}
+    for one in found:
+        name = ".".join(str(part)[:100] for part in one["loc"]) or "body"
+        text = "This field is not known here." if one["type"] == "extra_forbidden" else one["msg"]
+        fields.setdefault(name, []).append(text.removeprefix("Value error, "))
+    return fields
+
+
+def respond(error: APIError) -> Response:
+    body: dict[str, Any] = {"msg": error.msg}
+    if error.errors:
+        body["errors"] = error.errors
+    response = jsonify(body)
+    response.status_code = error.status
+    response.headers.update(error.headers)
+    return response
+
+
+def _on_http(error: HTTPException) -> Any:
+    """Werkzeug's own refusals, in our body."""
+    if error.code is None or error.code < 400:
+        return error.get_response()  # a redirect
+    says = {
+        404: "There is nothing at this address. GET / lists where to look.",
+        405: f"{request.method} is not possible here.",
+        413: "The request is larger than this server takes.",
+    }
+    status = HTTPStatus(error.code)
+    failure = APIError(says.get(error.code) or error.description or status.phrase)
+    failure.status = status
+    failure.headers = {k: v for k, v in error.get_headers() if k not in ("Content-Type", "Content-Length")}
+    return respond(failure)
+
+
+def _on_exception(error: Exception) -> Response:
+    if known := from_database(error):
+        return respond(known)
+    log.error("request %s failed", g.request_id, exc_info=error)
+    return respond(APIError(f"Something went wrong on our side. Request id: {g.request_id}"))
+
+
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+def _name_request() -> None:
+    given = request.headers.get("X-Request-ID", "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def request_id() -> str | None:
+    """The id of the request being answered, None outside of one (in a `flask` command)."""
+    return str(g.request_id) if has_request_context() and "request_id" in g else None
+
+
+def init_app(app: Flask) -> None:
+    app.before_request(_name_request)
+    app.register_error_handler(APIError, respond)
+    app.register_error_handler(HTTPException, _on_http)
+    app.register_error_handler(Exception, _on_exception)
+
+    @app.after_request
+    def _tell_request_id(response: Response) -> Response:
+        response.headers["X-Request-ID"] = g.request_id
+        return response

@@ -1,0 +1,50 @@
+"""How a search reads names and numbers: as words, without case or accents. What is stored and what is asked for are
+read alike, so that one finds the other."""
+
+import re
+import unicodedata
+
+LONGEST = 40  # characters of a word that are kept
+_BACKWARDS = "<"  # begins a number that is kept from its end to its beginning
+_PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th"})
+_APOSTROPHES = re.compile(r"(?<=\w)['’ʼ‘`](?=\w)")
+_WORD = re.compile(r"[^\W_]+")
+_NUMBER = re.compile(r"[\d\s()./+-]+")
+
+
+def fold(text: str) -> list[str]:
+    """The words of a text: `"José O'Brien-Łoś"` has `jose`, `obrien` and `los`."""
+    plain = _APOSTROPHES.sub("", text).casefold()
+    if plain.isascii():
+        return [word[:LONGEST] for word in _WORD.findall(plain)]
+    apart = unicodedata.normalize("NFKD", plain)
+    bare = "".join(sign for sign in apart if not unicodedata.category(sign).startswith("M")).translate(_PLAIN)
+    return [word[:LONGEST] for word in _WORD.findall(_western(bare))]
+
+
+def _western(text: str) -> str:
+    """The digits of other scripts as 0 to 9."""
+    if text.isascii():
+        return text
+    return "".join(str(unicodedata.decimal(sign)) if sign.isdecimal() else sign for sign in text)
+
+
+def _digits(text: str) -> str:
+    return re.sub(r"[^0-9]", "", _western(text))
+
+
+def of_name(*names: str) -> set[str]:
+    return {word for name in names for word in fold(name)}
+
+
+def of_phone(number: str) -> set[str]:
+    """The number without and with its extension, from either end."""
+    written = {_digits(re.split(r"[xe]", number)[0]), _digits(number)}
+    return {word for digits in written for word in (digits, _BACKWARDS + digits[::-1]) if digits}
+
+
+def beginnings(asked: str) -> list[list[str]]:
+    """For each word asked for, the longest first, what a stored word may begin with. A number may be one in groups."""
+    number = _digits(asked) if _NUMBER.fullmatch(asked) else ""
+    found = sorted({number} if number else {*fold(asked)}, key=lambda word: (-len(word), word))
+    return [[word, _BACKWARDS + word[::-1]] if word.isdecimal() else [word] for word in found]
