@@ -1,0 +1,844 @@
+"""The tables, and what must always be true of them: constraints first, then the rules of each record.
+
+Times are UTC and timezone-aware. Nothing is deleted: `deleted_at` archives, and every reader asks for `live` rows.
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Self, TypeVar, cast
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    Select,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    delete,
+    event,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import (
+    Mapped,
+    ORMExecuteState,
+    Session,
+    declared_attr,
+    mapped_column,
+    relationship,
+)
+from sqlalchemy.orm.attributes import get_history, set_committed_value
+
+import errors
+import words
+from database import Base as Base
+from database import UTCDateTime as UTCDateTime
+from database import clinic_zone
+from database import db as db
+from database import now as now
+from database import upsert as upsert
+
+LARGEST_ID = 999_999_999  # nine digits, so that the addresses' pattern says the same; fits into an INTEGER
+MINUTES = (5, 480)  # shortest and longest appointment
+
+
+class Role(StrEnum):
+    ADMIN = "admin"
+    DOCTOR = "doctor"
+
+
+class Sex(StrEnum):
+    """FHIR's AdministrativeGender, https://hl7.org/fhir/valueset-administrative-gender.html"""
+
+    FEMALE = "female"
+    MALE = "male"
+    OTHER = "other"
+    UNKNOWN = "unknown"
+
+
+class PatientStatus(StrEnum):
+    OUTPATIENT = "outpatient"
+    ADMITTED = "admitted"
+    ONGOING = "ongoing"
+    CRITICAL = "critical"
+    HEALED = "healed"
+    DISCHARGED = "discharged"
+    TRANSFERRED = "transferred"
+    DECEASED = "deceased"
+
+
+class AppointmentStatus(StrEnum):
+    PENDING = "pending"
+    SCHEDULED = "scheduled"
+    CONFIRMED = "confirmed"
+    CHECKED_IN = "checked_in"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    NO_SHOW = "no_show"
+
+
+SLOTS = ("ex_appointments_doctor_slot", "ex_appointments_patient_slot")  # made in migration 0004
+HOLDING = (
+    AppointmentStatus.PENDING,
+    AppointmentStatus.SCHEDULED,
+    AppointmentStatus.CONFIRMED,
+    AppointmentStatus.CHECKED_IN,
+)  # the states that hold their time slot
+
+
+def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(str(word)) for word in words)})", name=column)
+
+
+KEEP_IDS = {"sqlite_autoincrement": True}  # no id is given twice, not even after a purge
+_ALIVE = text("deleted_at IS NULL")
+
+
+def live_index(*columns: str) -> Index:
+    """An index of the records that are not archived: an order of a collection, or a filter and an order."""
+    return Index(None, *columns, sqlite_where=_ALIVE, postgresql_where=_ALIVE)
+
+
+class Record(Base):
+    """What every kind of record has."""
+
+    __abstract__ = True
+    __table_args__: Any = KEEP_IDS
+
+    id: Mapped[int] = mapped_column(primary_key=True, sort_order=-1)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, sort_order=1)
+    updated_at: Mapped[datetime] = mapped_column(
+        UTCDateTime, default=lambda row: row.get_current_parameters()["created_at"], onupdate=now, sort_order=1
+    )
+    version: Mapped[int] = mapped_column(sort_order=1)
+    deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime, sort_order=1)
+
+    @declared_attr.directive
+    @classmethod
+    def __mapper_args__(cls) -> dict[str, Any]:
+        """Each UPDATE names the version it changes: a lost update cannot be written."""
+        return {"version_id_col": cls.version}
+
+    @classmethod
+    def live(cls) -> Select[Self]:
+        """The records that are not archived."""
+        return select(cls).where(cls.deleted_at.is_(None))
+
+    @classmethod
+    def noun(cls) -> str:
+        return cls.__name__.lower()
+
+    def change(self, changes: dict[str, Any]) -> None:
+        for field, value in changes.items():
+            setattr(self, field, value)
+
+    def archive(self) -> None:
+        self.deleted_at = now()
+
+    def restore(self) -> None:
+        """Raises `Conflict` for a record that is not archived."""
+        if self.deleted_at is None:
+            raise errors.Conflict(f"This {self.noun()} is not archived.")
+        self.deleted_at = None
+
+
+class User(Record):
+    """A member of the staff."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        one_of("role", Role),
+        CheckConstraint("email = lower(email)", name="email_lower"),
+        live_index("last_name", "first_name", "id"),
+        KEEP_IDS,
+    )
+
+    first_name: Mapped[str] = mapped_column(String(100))
+    last_name: Mapped[str] = mapped_column(String(100))
+    email: Mapped[str] = mapped_column(String(254), unique=True)  # lower case: unique whatever its case
+    password: Mapped[str] = mapped_column(String(60))  # a bcrypt hash; never leaves the server
+    role: Mapped[str] = mapped_column(String(16), default=Role.DOCTOR)
+    is_active: Mapped[bool] = mapped_column(default=True)
+
+    @property
+    def name(self) -> str:
+        return f"{self.first_name} {self.last_name}"
+
+    @classmethod
+    def words(cls, row: Any) -> set[str]:
+        """What a search finds a row of this table by; likewise in `Patient`."""
+        return words.of_name(row.first_name, row.last_name)
+
+    @property
+    def administers(self) -> bool:
+        return self.role == Role.ADMIN and self.is_active and self.deleted_at is None
+
+    @classmethod
+    def admins(cls) -> Select[Self]:
+        return cls.live().where(cls.role == Role.ADMIN, cls.is_active)
+
+    def change(self, changes: dict[str, Any]) -> None:
+        """A new password or a closed account ends every login, and with a new email all links to set a password.
+
+        Raises `Conflict` for the last administrator.
+        """
+        administered, mailbox = self.administers, self.email
+        super().change(changes)
+        if administered and not self.administers:
+            self._leave_an_administrator()
+        if "password" in changes or not self.is_active:
+            self.end_logins()
+        if "password" in changes or not self.is_active or self.email != mailbox:
+            db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
+
+    def end_logins(self) -> None:
+        db.session.execute(
+            update(LoginSession)
+            .where(LoginSession.user_id == self.id, LoginSession.ended_at.is_(None))
+            .values(ended_at=now())
+        )
+
+    def _leave_an_administrator(self) -> None:
+        """The others' rows stay locked until the commit: of two who step down at once, one is refused."""
+        with db.session.no_autoflush:
+            others = db.session.scalars(
+                User.admins().where(User.id != self.id).order_by(User.id).with_for_update(key_share=True)
+            ).all()
+        if not others:
+            raise errors.Conflict("This is the last active administrator. Make another one first.")
+
+    def archive(self) -> None:
+        """Raises `Conflict` while appointments are still to come, and for the last administrator."""
+        if self.administers:
+            self._leave_an_administrator()
+        coming = db.session.scalar(
+            select(func.count()).select_from(
+                Appointment.live().where(Appointment.user_id == self.id, *Appointment.to_come()).subquery()
+            )
+        )
+        if coming:
+            raise errors.Conflict(
+                f"{self.name} still has {coming} appointment{'s' * (coming > 1)} to come. "
+                "Give them to another doctor or cancel them first."
+            )
+        super().archive()
+        self.end_logins()
+
+
+errors.explain(
+    "uq_users_email",
+    errors.Conflict("This email is taken.", {"email": ["Another account has this email."]}),
+)
+
+
+def mrn_check_digit(digits: str) -> str:
+    """The check digit of ISO 7064 MOD 11,10: finds every wrong digit and nearly every pair of digits swapped."""
+    product = 10
+    for digit in digits:
+        product = (product + int(digit)) % 10 or 10
+        product = product * 2 % 11
+    return str((11 - product) % 10)
+
+
+def new_mrn() -> str:
+    """A medical record number: nine random digits, the first not 0, and a check digit."""
+    digits = str(secrets.randbelow(900_000_000) + 100_000_000)
+    return digits + mrn_check_digit(digits)
+
+
+class Patient(Record):
+    __tablename__ = "patients"
+    __table_args__ = (
+        one_of("status", PatientStatus),
+        one_of("sex", Sex),
+        CheckConstraint("discharged_at >= admitted_at", name="discharged_after_admitted"),
+        live_index("last_name", "first_name", "id"),
+        live_index("admitted_at", "id"),
+        live_index("status", "id"),
+        live_index("status", "last_name", "first_name", "id"),
+        live_index("status", "admitted_at", "id"),
+        KEEP_IDS,
+    )
+
+    mrn: Mapped[str] = mapped_column(String(10), unique=True, default=new_mrn)
+    first_name: Mapped[str] = mapped_column(String(100))
+    last_name: Mapped[str] = mapped_column(String(100))
+    phone_number: Mapped[str] = mapped_column(String(32))
+    status: Mapped[str] = mapped_column(String(16), default=PatientStatus.ADMITTED)
+    doctor_summary: Mapped[str] = mapped_column(Text, default="")
+    diagnosis: Mapped[str] = mapped_column(Text, default="")
+    admitted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    discharged_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    date_of_birth: Mapped[date | None]
+    sex: Mapped[str | None] = mapped_column(String(16))
+
+    @property
+    def name(self) -> str:
+        return f"{self.first_name} {self.last_name}"
+
+    @classmethod
+    def words(cls, row: Any) -> set[str]:
+        return words.of_name(row.first_name, row.last_name) | words.of_phone(row.phone_number) | {row.mrn}
+
+    def archive(self) -> None:
+        """Takes the patient's reports and appointments along; those still to come are cancelled."""
+        super().archive()
+        for kind in (Report, Appointment):
+            for record in self.children(kind, kind.deleted_at.is_(None)):
+                if isinstance(record, Appointment) and record.is_to_come:
+                    record.status = AppointmentStatus.CANCELLED
+                record.deleted_at = self.deleted_at  # the same instant: by it, `restore` knows them
+
+    def restore(self) -> None:
+        """Brings back what was archived along with the patient. Raises `Conflict` if not archived."""
+        archived_at = self.deleted_at
+        super().restore()
+        for kind in (Report, Appointment):
+            for record in self.children(kind, kind.deleted_at == archived_at):
+                record.deleted_at = None
+
+    def children(self, kind: type["Child"], *conditions: Any) -> Sequence["Child"]:
+        """The patient's records, kept from others' changes at once or, on PostgreSQL, not at all: whoever changes one
+        locks it first and the patient afterwards, so to wait for them here would be a deadlock."""
+        return db.session.scalars(
+            select(kind)
+            .where(kind.patient_id == self.id, *conditions)
+            .order_by(kind.id)
+            .with_for_update(key_share=True, nowait=True)
+            .execution_options(populate_existing=True)
+        ).all()
+
+
+errors.explain(
+    "ck_patients_discharged_after_admitted",
+    errors.Invalid(discharged_at="The discharge is before the admission."),
+)
+
+
+class ClinicalRecord(Record):
+    """What a doctor does for a patient: an appointment, a report."""
+
+    __abstract__ = True
+
+    patient_id: Mapped[int] = mapped_column(ForeignKey("patients.id"))
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+
+    @declared_attr
+    @classmethod
+    def patient(cls) -> Mapped[Patient]:
+        return relationship(lazy="raise_on_sql", innerjoin=True)
+
+    @declared_attr
+    @classmethod
+    def doctor(cls) -> Mapped[User]:
+        return relationship(lazy="raise_on_sql", innerjoin=True)
+
+    @property
+    def patient_name(self) -> str:
+        return self.patient.name
+
+    @property
+    def doctor_name(self) -> str:
+        return self.doctor.name
+
+    def change(self, changes: dict[str, Any]) -> None:
+        """Raises `Invalid` for a patient or doctor newly named who does not exist or whose account is closed."""
+        before = self.patient_id, self.user_id
+        super().change(changes)
+        patient, doctor = _patient_and_doctor(self.patient_id, self.user_id)
+        if self.patient_id != before[0] and (patient is None or patient.deleted_at):
+            raise errors.Invalid(patient_id=f"There is no patient {self.patient_id}.")
+        if self.user_id != before[1] and (doctor is None or doctor.deleted_at):
+            raise errors.Invalid(user_id=f"There is no user {self.user_id}.")
+        if self.user_id != before[1] and doctor and not doctor.is_active:
+            raise errors.Invalid(user_id=f"The account of {doctor.name} is not active.")
+        set_committed_value(self, "patient", patient)
+        set_committed_value(self, "doctor", doctor)
+
+    def restore(self) -> None:
+        """Raises `Conflict` while the patient is archived."""
+        super().restore()
+        patient, doctor = _patient_and_doctor(self.patient_id, self.user_id)
+        if patient is None or patient.deleted_at:
+            raise errors.Conflict(f"Patient {self.patient_id} is archived. Restore the patient first.")
+        set_committed_value(self, "patient", patient)
+        set_committed_value(self, "doctor", doctor)
+
+
+def _patient_and_doctor(patient_id: int, user_id: int) -> tuple[Patient | None, User | None]:
+    """Both rows, kept from being archived until the commit; always locked in this order, so as not to deadlock."""
+    with db.session.no_autoflush:
+        pair = db.session.execute(
+            select(User, Patient)
+            .join_from(User, Patient, Patient.id == patient_id)
+            .where(User.id == user_id)
+            .with_for_update(key_share=True)
+            .execution_options(populate_existing=True)  # as they are now, after any wait
+        ).one_or_none()
+        if pair is None:
+            return db.session.get(Patient, patient_id), db.session.get(User, user_id)
+    return pair.Patient, pair.User
+
+
+class Appointment(ClinicalRecord):
+    __tablename__ = "appointments"
+    __table_args__ = (
+        one_of("status", AppointmentStatus),
+        CheckConstraint("duration_minutes BETWEEN {} AND {}".format(*MINUTES), name="duration_minutes"),
+        Index(None, "user_id", "appointment_datetime"),
+        CheckConstraint("NOT overbooked OR reason <> ''", name="overbooked_reason"),
+        Index(None, "patient_id", "appointment_datetime"),
+        live_index("user_id", "id"),
+        live_index("status", "id"),
+        live_index("status", "appointment_datetime", "id"),
+        live_index("appointment_datetime", "id"),
+        KEEP_IDS,
+    )
+
+    appointment_datetime: Mapped[datetime] = mapped_column(UTCDateTime)
+    duration_minutes: Mapped[int] = mapped_column(default=30)
+    status: Mapped[str] = mapped_column(String(16), default=AppointmentStatus.SCHEDULED)
+    reason: Mapped[str] = mapped_column(Text, default="")
+    overbooked: Mapped[bool] = mapped_column(default=False)
+
+    @classmethod
+    def to_come(cls) -> tuple[Any, ...]:
+        """Conditions for the appointments that still hold a slot in the future."""
+        return cls.status.in_(HOLDING), cls.appointment_datetime > now()
+
+    @property
+    def is_to_come(self) -> bool:
+        return self.status in HOLDING and self.appointment_datetime > now()
+
+    def change(self, changes: dict[str, Any]) -> None:
+        super().change(changes)
+        self._refuse_archived_doctor()
+
+    def restore(self) -> None:
+        super().restore()
+        self._refuse_archived_doctor()
+
+    def _refuse_archived_doctor(self) -> None:
+        """Whoever is archived has no appointments to come, and gets none."""
+        if self.is_to_come and self.doctor.deleted_at:
+            raise errors.Conflict(f"{self.doctor_name} is archived. Give this appointment to another doctor.")
+
+    @property
+    def holds_slot(self) -> bool:
+        return self.status in HOLDING and not self.overbooked and self.deleted_at is None
+
+    @property
+    def slot(self) -> "Slot":
+        return Slot(self.id, self.user_id, self.patient_id, self.appointment_datetime, self.duration_minutes)
+
+
+errors.explain("ck_appointments_overbooked_reason", errors.Invalid(reason="Say why this is overbooked."))
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The time that an appointment takes of its doctor and its patient."""
+
+    appointment_id: int | None
+    user_id: int
+    patient_id: int
+    start: datetime
+    minutes: int
+
+    def clash(self) -> errors.Conflict | None:
+        """Names the appointment in the way."""
+        end = self.start + timedelta(minutes=self.minutes)
+        near = db.session.scalars(
+            Appointment.live()
+            .where((Appointment.user_id == self.user_id) | (Appointment.patient_id == self.patient_id))
+            .where(Appointment.status.in_(HOLDING), Appointment.overbooked.is_(False))
+            .where(Appointment.appointment_datetime.between(self.start - timedelta(minutes=MINUTES[1]), end))
+            .order_by(Appointment.appointment_datetime)
+        )
+        for other in near:
+            other_end = other.appointment_datetime + timedelta(minutes=other.duration_minutes)
+            if other.id != self.appointment_id and other.appointment_datetime < end and self.start < other_end:
+                who = "doctor" if other.user_id == self.user_id else "patient"
+                times = f"from {_clock(other.appointment_datetime)} to {_clock(other_end)}"
+                text = f"The {who} has appointment {other.id} {times}."
+                return errors.Conflict(text, {"appointment_datetime": [text]})
+        return None
+
+
+def _clock(instant: datetime) -> str:
+    return instant.astimezone(clinic_zone()).isoformat(timespec="minutes")
+
+
+class Image(Record):
+    """A picture of a report. Its bytes are in the image store, under `public_id`."""
+
+    __tablename__ = "images"
+    __table_args__ = (Index(None, "report_id"), KEEP_IDS)
+
+    report_id: Mapped[int] = mapped_column(ForeignKey("reports.id"))
+    image_url: Mapped[str] = mapped_column(Text)  # as Cloudinary returned it; on local disk the key of the file
+    public_id: Mapped[str] = mapped_column(String(255), unique=True)
+    format: Mapped[str] = mapped_column(String(8))
+    width: Mapped[int]
+    height: Mapped[int]
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class Report(ClinicalRecord):
+    __tablename__ = "reports"
+    __table_args__ = (
+        Index(None, "patient_id", "created_at"),
+        Index(None, "user_id", "created_at"),
+        live_index("created_at", "id"),
+        live_index("user_id", "id"),
+        KEEP_IDS,
+    )
+
+    diagnosis: Mapped[str] = mapped_column(Text, default="")
+    images: Mapped[list[Image]] = relationship(
+        primaryjoin=lambda: (Image.report_id == Report.id) & Image.deleted_at.is_(None),
+        order_by=Image.id,
+        lazy="raise_on_sql",
+        passive_deletes="all",
+    )
+
+    def add_images(self, images: list[Image], replace: bool = False) -> None:
+        """A change of its images is a change of the report. What is replaced is archived, as everything is."""
+        if replace:
+            for image in self.images:
+                image.archive()
+            set_committed_value(self, "images", [])
+        if images:
+            self.images.extend(images)
+            if self.id is not None:
+                self.updated_at = now()
+
+
+class Word(Base):
+    """A word that a search finds a record by, as `words.py` reads it. It says nothing that the record does not."""
+
+    __abstract__ = True
+
+    word: Mapped[str] = mapped_column(
+        # code points in their order, so that all words with one beginning lie side by side
+        String(words.LONGEST).with_variant(String(words.LONGEST, collation="C"), "postgresql"),
+        primary_key=True,
+    )
+
+    @declared_attr.directive
+    @classmethod
+    def __table_args__(cls) -> Any:
+        return (Index(None, "record_id", "word"), {"sqlite_with_rowid": False})
+
+
+class PatientWord(Word):
+    __tablename__ = "patient_words"
+    record_id: Mapped[int] = mapped_column(ForeignKey("patients.id"), primary_key=True)
+
+
+class UserWord(Word):
+    __tablename__ = "user_words"
+    record_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+
+
+WORDS: dict[type[Patient | User], type[PatientWord | UserWord]] = {Patient: PatientWord, User: UserWord}
+
+
+def insert_many(connection: Connection, kind: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Inserts rows that have the same columns. On SQLite by the column, since a million rows then take a third less."""
+    table, dialect = cast(Table, kind.__table__), connection.dialect
+    if dialect.name != "sqlite" or not rows:
+        connection.execute(insert(table), rows)
+        return
+    columns = []
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        to_driver = table.c[name].type.dialect_impl(dialect).bind_processor(dialect)
+        columns.append(list(map(to_driver, values)) if to_driver else values)
+    names, marks = ", ".join(rows[0]), ", ".join("?" * len(columns))
+    statement = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608  # names of our own columns
+    connection.exec_driver_sql(statement, list(zip(*columns, strict=True)))
+
+
+def _is_renamed(record: Patient | User) -> bool:
+    names = ("first_name", "last_name", "phone_number")
+    return any(get_history(record, name).has_changes() for name in names if hasattr(record, name))
+
+
+@event.listens_for(Session, "after_flush")
+def _index_words(session: Session, _: Any) -> None:
+    """Whoever writes a patient or a user by the session, a search finds it by its new words and not by its old."""
+    for kind, table in WORDS.items():
+        new = [record for record in session.new if isinstance(record, kind)]
+        renamed = [record for record in session.dirty if isinstance(record, kind) and _is_renamed(record)]
+        if renamed:
+            ids = [record.id for record in renamed]
+            session.connection().execute(delete(table).where(table.record_id.in_(ids)))
+        if written := new + renamed:
+            insert_words(session.connection(), kind, written)
+
+
+@event.listens_for(Patient, "before_delete")
+@event.listens_for(User, "before_delete")
+def _delete_words(_: Any, connection: Connection, record: Patient | User) -> None:
+    table = WORDS[type(record)]
+    connection.execute(delete(table).where(table.record_id == record.id))
+
+
+def insert_words(connection: Connection, kind: type[Patient | User], rows: Iterable[Any]) -> None:
+    """Writes the words of rows that have none, in their order: neighbours in the index are written together."""
+    found = sorted((word, row.id) for row in rows for word in kind.words(row))
+    if found:
+        insert_many(connection, WORDS[kind], [{"word": word, "record_id": row_id} for word, row_id in found])
+
+
+def index_words(kind: type[Patient | User], after: int = 0) -> None:
+    """Words for those beyond the id `after` who have none yet, as when a bulk insert went past the session."""
+    connection, table = db.session.connection(), WORDS[kind]
+    wordless = select(kind.__table__).where(kind.id > bindparam("after"), ~exists().where(table.record_id == kind.id))
+    while rows := connection.execute(wordless.order_by(kind.id).limit(1000), {"after": after}).all():
+        insert_words(connection, kind, rows)
+        after = rows[-1].id
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _index_words_in_bulk(state: ORMExecuteState) -> Any:
+    """`session.execute(insert(Patient), [...])` makes no objects whose flush could be seen."""
+    kind = state.bind_mapper.class_ if state.is_insert and state.bind_mapper else None
+    if kind not in WORDS:
+        return None
+    newest = state.session.connection().scalar(select(func.max(kind.id))) or 0
+    result = state.invoke_statement()
+    index_words(kind, newest)
+    return result
+
+
+class Upload(Base):
+    """An image on its way to the store: written down before it is sent, struck out by the commit of its report.
+
+    What a crash leaves behind here may still be in the store; `flask purge` claims what is over an hour old.
+    """
+
+    __tablename__ = "uploads"
+
+    public_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
+    claimed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class LoginSession(Base):
+    """One login on one device, from its password to its end. Access and refresh tokens are good only while it lasts."""
+
+    __tablename__ = "login_sessions"
+    __table_args__: Any = KEEP_IDS
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)
+    last_used_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)  # the last login or refresh
+    expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    generation: Mapped[int] = mapped_column(default=1)  # of the refresh token that is good now
+    device: Mapped[str] = mapped_column(String(200))  # the User-Agent header
+    address: Mapped[str] = mapped_column(String(45))
+
+    @classmethod
+    def open(cls, user_id: int) -> Select[Self]:
+        return select(cls).where(cls.user_id == user_id, cls.ended_at.is_(None), cls.expires_at > now())
+
+
+class SignInTries(Base):
+    """How often a password was tried for an email from an address; address "" counts them from everywhere."""
+
+    __tablename__ = "sign_in_tries"
+
+    email: Mapped[str] = mapped_column(String(254), primary_key=True)
+    address: Mapped[str] = mapped_column(String(45), primary_key=True)
+    failures: Mapped[int] = mapped_column(default=0)
+    last_try_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
+    locked_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class PasswordReset(Base):
+    """A link to set a new password, good once. Only its hash is kept."""
+
+    __tablename__ = "password_resets"
+
+    token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), unique=True)  # the newest alone is good
+    expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+
+
+class AuditEntry(Base):
+    """One line of the history; `audit.py` says what its parts are for."""
+
+    __tablename__ = "audit_entries"
+    __table_args__ = (
+        UniqueConstraint("kind", "record_id", "seq"),
+        Index(None, "actor_id", "id"),
+        Index(None, "kind", "id"),
+        Index(None, "at"),
+        KEEP_IDS,
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    record_id: Mapped[int]
+    seq: Mapped[int]
+    at: Mapped[datetime] = mapped_column(UTCDateTime)
+    actor_id: Mapped[int | None]
+    action: Mapped[str] = mapped_column(String(16))
+    version: Mapped[int | None]
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    changes: Mapped[str | None] = mapped_column(Text)  # JSON, {field: [from, to]}; null once purged
+    digest: Mapped[str] = mapped_column(String(64))
+    mac: Mapped[str] = mapped_column(String(64))
+
+
+class AuditHead(Base):
+    """The end of a chain of the history."""
+
+    __tablename__ = "audit_heads"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    record_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seq: Mapped[int]
+    entry_mac: Mapped[str] = mapped_column(String(64))
+    mac: Mapped[str] = mapped_column(String(64))
+
+
+class IdempotencyKey(Base):
+    """A key that a client gave with a POST, and the record that was made under it."""
+
+    __tablename__ = "idempotency_keys"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))  # of the content
+    claimed_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    record_id: Mapped[int | None]  # null while the first request is still running
+
+
+Kind = TypeVar("Kind", bound=Record)
+Child = TypeVar("Child", bound=ClinicalRecord)
+
+
+def save(record: Kind) -> Kind:
+    """Writes the record, so that it has its id and version; the commit is the contract's.
+
+    Raises `Conflict` for a time slot that is taken.
+    """
+    db.session.add(record)
+    written = (*db.session.new, *db.session.dirty)  # of a patient brought back, their appointments too
+    slots = [one.slot for one in written if isinstance(one, Appointment) and one.holds_slot]
+    try:
+        db.session.flush()
+    except IntegrityError as error:
+        if errors.constraint_of(error) in SLOTS:
+            db.session.rollback()
+            raise _clash(slots) from None
+        raise
+    return record
+
+
+def _clash(slots: Iterable[Slot]) -> errors.Conflict:
+    """Why the database has refused these slots (see migration 0004)."""
+    moment_ago = "This slot was taken a moment ago."
+    found = (clash for slot in slots if (clash := slot.clash()))
+    return next(found, errors.Conflict(moment_ago, {"appointment_datetime": [moment_ago]}))
+
+
+def find(kind: type[Kind], record_id: int, *options: Any) -> Kind:
+    """One live record. Raises `NotFound`."""
+    return _one(kind, record_id, kind.live().options(*options))
+
+
+def find_any(kind: type[Kind], record_id: int, *options: Any) -> Kind:
+    """One record, archived or not. Raises `NotFound`."""
+    return _one(kind, record_id, select(kind).options(*options))
+
+
+def find_for_update(kind: type[Kind], record_id: int, *options: Any) -> Kind:
+    """One live record, kept from others' changes until the commit. Raises `NotFound`."""
+    return _one(kind, record_id, _locked(kind.live().options(*options), kind))
+
+
+def restored(kind: type[Kind], record_id: int, *options: Any) -> Kind:
+    """An archived record, brought back. Raises `NotFound`, or `Conflict` if it is not archived or cannot come back."""
+    record = _one(kind, record_id, _locked(select(kind).options(*options), kind))
+    record.restore()
+    return save(record)
+
+
+def _locked(records: Select[Kind], kind: type[Kind]) -> Select[Kind]:
+    return records.with_for_update(key_share=True, of=kind).execution_options(populate_existing=True)
+
+
+def _one(kind: type[Kind], record_id: int, records: Select[Kind]) -> Kind:
+    record = db.session.scalar(records.where(kind.id == record_id))
+    if record is None:
+        raise errors.NotFound(f"There is no {kind.noun()} {record_id}.")
+    return record
+
+
+def erasable(kind: type[Record], before: datetime) -> Select[int]:
+    """The ids of the records archived before this instant that no record refers to which is to stay.
+
+    What `erase` takes along with another record is not among them.
+    """
+    archived = [kind.deleted_at < before]
+    if kind is Image:
+        archived.append(Image.report_id.not_in(select(Report.id).where(Report.deleted_at < before)))
+    if kind is Report or kind is Appointment:
+        archived.append(kind.patient_id.not_in(erasable(Patient, before)))
+    for parent, column in ((Patient, "patient_id"), (User, "user_id")):
+        for child in (Report, Appointment) if kind is parent else ():
+            stays = child.deleted_at.is_(None) | (child.deleted_at >= before)
+            archived.append(~exists().where(getattr(child, column) == kind.id, stays))
+    return select(kind.id).where(*archived).order_by(kind.id)
+
+
+def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
+    """Erases an archived record for good, a patient with reports and appointments, a report with images: so that what
+    a killed purge leaves can be restored whole. False if it was restored meanwhile.
+
+    The history keeps what happened to them, without the values; the images are left for `media.sweep` to destroy.
+    """
+    db.session.scalar(select(kind.id).where(kind.id == record_id).with_for_update())  # waits for who restores it
+    record = db.session.scalar(select(kind).where(kind.id.in_(erasable(kind, before).where(kind.id == record_id))))
+    if record is None:
+        return False
+    doomed: list[Record] = [record]
+    if isinstance(record, Patient):
+        doomed[:0] = [*record.children(Report), *record.children(Appointment)]
+    reports = [one.id for one in doomed if isinstance(one, Report)]
+    _delete(db.session.scalars(select(Image).where(Image.report_id.in_(reports))).all())
+    _delete(one for one in doomed if one is not record)
+    if isinstance(record, User):
+        for table in (LoginSession, PasswordReset, IdempotencyKey):
+            db.session.execute(delete(table).where(table.user_id == record_id))
+    _delete([record])
+    return True
+
+
+def _delete(records: Iterable[Record]) -> None:
+    for record in records:
+        if isinstance(record, Image):
+            db.session.add(Upload(public_id=record.public_id, claimed_at=now()))
+        db.session.delete(record)
+    db.session.flush()
