@@ -1,0 +1,52 @@
+"""Sends the few mails there are, by SMTP, after the request that asked for one has been answered."""
+
+import logging
+import smtplib
+import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from email.message import EmailMessage
+
+from flask import Flask, current_app
+
+log = logging.getLogger("hosi.mail")
+
+_sender = ThreadPoolExecutor(1, thread_name_prefix="mail")
+TIMEOUT = 20  # seconds
+
+
+def send(to: str, subject: str, text: str) -> None:
+    """Hands one mail to `MAIL_SERVER`. Raises OSError or smtplib.SMTPException."""
+    setting = current_app.config
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = setting["MAIL_FROM"], to, subject
+    message.set_content(text)
+    with smtplib.SMTP(setting["MAIL_SERVER"], setting["MAIL_PORT"], timeout=TIMEOUT) as server:
+        if setting["MAIL_USE_TLS"]:
+            server.starttls(context=ssl.create_default_context())
+        if setting["MAIL_USERNAME"]:
+            server.login(setting["MAIL_USERNAME"], setting["MAIL_PASSWORD"])
+        server.send_message(message)
+
+
+def send_reset_link(make_link: Callable[[str], str | None], email: str) -> None:
+    """Makes and mails a link, in a thread of its own: the answer's time must not tell whether the email exists."""
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    _sender.submit(_send_reset_link, app, make_link, email)
+
+
+def _send_reset_link(app: Flask, make_link: Callable[[str], str | None], email: str) -> None:
+    with app.app_context():
+        try:
+            if not app.config["MAIL_SERVER"]:
+                log.warning("a reset link was asked for, but MAIL_SERVER is not set: use `flask reset-link EMAIL`")
+            elif link := make_link(email):
+                send(
+                    email,
+                    "Your new password for Hosi",
+                    "Someone, probably you, asked to set a new password for your account.\n\n"
+                    f"This link does it, once and within an hour:\n\n{link}\n\n"
+                    "If it was not you, do nothing: your password stays as it is.\n",
+                )
+        except Exception:
+            log.exception("a reset link could not be mailed")

@@ -1,0 +1,372 @@
+"""Images: checked, sent to a store side by side, and tied to their report by the database.
+
+Two stores: Cloudinary (`authenticated` delivery), and the local disk where there are no credentials for it.
+An upload is written down before it is sent and struck out by the commit of its report, so that at whatever point the
+process dies, what is in the store without a report is known and can be swept.
+"""
+
+import ctypes
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from flask import Flask, Response, current_app, request, send_file
+from sqlalchemy import delete, insert, select, update
+from urllib3.exceptions import HTTPError
+from werkzeug.datastructures import FileStorage
+
+import errors
+import pictures
+from forms import FILE_LIMIT, MOST_FILES
+from models import Image, Upload, db, now
+from pictures import Picture
+
+log = logging.getLogger("hosi.media")
+access_log = logging.getLogger("hosi.access")
+
+IN_FLIGHT = 12 * 1024 * 1024  # bytes of images being sent at once by this process: the SDK reads a file whole
+SENDERS = 8  # threads that send one report's images
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the SDK's pool of one connection overflows
+UPLOAD_TIMEOUT = 60  # seconds
+ABANDONED_AFTER = timedelta(hours=1)
+
+
+class StoreError(Exception):
+    """The store did not do what it was asked."""
+
+
+class Store(Protocol):
+    name: str
+
+    def put(self, picture: Picture, public_id: str) -> str:
+        """Keeps the picture; returns what is saved as its `image_url`. Raises `StoreError`."""
+
+    def destroy(self, public_id: str) -> None:
+        """Forgets the picture; not an error where there is none. Raises `StoreError`."""
+
+    def links(self, reader_id: int) -> Callable[[str], str]:
+        """What makes an `image_url` into the address at which this reader's browser gets the picture."""
+
+
+class CloudinaryStore:
+    """https://cloudinary.com/documentation/image_upload_api_reference"""
+
+    name = "Cloudinary"
+
+    def __init__(self, cloud_name: str, api_key: str, api_secret: str, upload_prefix: str) -> None:
+        import cloudinary.exceptions  # it reads its own environment variables when imported, and may raise
+        import cloudinary.uploader
+
+        self._sdk = cloudinary.uploader
+        self._failures = cloudinary.exceptions.Error, HTTPError, KeyError, OSError
+        self._account = {
+            "cloud_name": cloud_name,
+            "api_key": api_key,
+            "api_secret": api_secret,
+            "upload_prefix": upload_prefix,
+            "timeout": UPLOAD_TIMEOUT,
+            # said here, or the SDK takes them from its own environment variables
+            "oauth_token": None,
+            "upload_preset": None,
+            "signature_version": 2,
+            "signature_algorithm": "sha1",
+        }
+
+    def put(self, picture: Picture, public_id: str) -> str:
+        try:
+            content = ("image", picture.file.read())  # not the file's own name, which may be a patient's
+            answer = self._sdk.upload(
+                content, public_id=public_id, type="authenticated", overwrite=False, **self._account
+            )
+            return str(answer["secure_url"])
+        except self._failures as error:
+            raise StoreError(str(error)) from error
+
+    def destroy(self, public_id: str) -> None:
+        try:
+            self._sdk.destroy(public_id, type="authenticated", invalidate=True, **self._account)
+        except self._failures as error:
+            raise StoreError(str(error)) from error
+
+    def links(self, reader_id: int) -> Callable[[str], str]:
+        return str  # as it is: Cloudinary signed it when it was uploaded
+
+
+class LocalStore:
+    """Files in the instance folder, given out by links that are signed for one reader and expire."""
+
+    name = "the local disk"
+
+    def __init__(self, folder: Path, secret: str, lifetime: int, public_url: str) -> None:
+        self.folder = folder
+        self._secret = hashlib.sha256(b"links to images:" + secret.encode()).digest()
+        self._lifetime = lifetime
+        self._public_url = public_url
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+    def put(self, picture: Picture, public_id: str) -> str:
+        key = f"{public_id}.{picture.format}"
+        path = self.path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._sync(self.folder)
+            draft = path.with_suffix(".part")
+            with draft.open("wb") as file:
+                while piece := picture.file.read(1 << 16):
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+            self._sync(path.parent)
+        except OSError as error:
+            raise StoreError(str(error)) from error
+        return key
+
+    @staticmethod
+    def _sync(folder: Path) -> None:
+        """The file's name, too, is on the disk before the report is acknowledged. Windows knows no such thing."""
+        if os.name == "posix":
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def destroy(self, public_id: str) -> None:
+        try:
+            for path in self.path(public_id).parent.glob(f"{public_id}.*"):
+                path.unlink(missing_ok=True)
+                self._sync(path.parent)
+        except OSError as error:
+            raise StoreError(str(error)) from error
+
+    def _signature(self, key: str, reader: str, expires: str) -> str:
+        return hmac.digest(self._secret, f"{key}|{reader}|{expires}".encode(), "sha256").hex()
+
+    def links(self, reader_id: int) -> Callable[[str], str]:
+        base = f"{self._public_url or request.host_url.rstrip('/')}/media"
+        reader, expires = str(reader_id), str(int(time.time()) + self._lifetime)
+        query = f"reader={reader}&expires={expires}&signature="
+        return lambda key: f"{base}/{key}?{query}{self._signature(key, reader, expires)}"
+
+    def open_link(self, key: str, reader: str, expires: str, signature: str) -> Path:
+        """The file that a link stands for. Raises `Forbidden`, and `NotFound` where the image is no more."""
+        right = hmac.compare_digest(self._signature(key, reader, expires).encode(), signature.encode())
+        if not right or int(expires) < time.time():
+            raise errors.Forbidden("This link to an image is not valid or has expired. Ask for the report again.")
+        path = self.path(key)
+        if not path.is_file():
+            raise errors.NotFound("This image is no longer here.")
+        return path
+
+
+def store() -> Store:
+    """The store of the running application."""
+    kept: Store = current_app.extensions["image_store"]
+    return kept
+
+
+def _give_memory_back() -> None:
+    """glibc keeps what a thread has freed, for each thread; images are large enough to be given back at once.
+
+    mallopt(3): M_MMAP_THRESHOLD is -3. Measured by bench/uploads.py: 91 MB without, 15 MB with.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-3, 1 << 20)
+
+
+def init_app(app: Flask) -> None:
+    _give_memory_back()
+    setting = app.config
+    account = [setting[f"CLOUDINARY_{part}"] for part in ("CLOUD_NAME", "API_KEY", "API_SECRET", "UPLOAD_PREFIX")]
+    chosen: Store
+    if all(account):
+        chosen = CloudinaryStore(*account)
+    else:
+        folder = setting["INSTANCE_PATH"] / "images"
+        chosen = LocalStore(folder, setting["SECRET_KEY"], setting["IMAGE_LINK_TTL"], setting["PUBLIC_URL"])
+    app.extensions["image_store"] = chosen
+    log.info("images are kept on %s", chosen.name)
+
+
+def respond(key: str, link: Mapping[str, str]) -> Response:
+    """The local image that a link's key and query string stand for. Raises `Forbidden` or `NotFound`."""
+    kept = store()
+    if not isinstance(kept, LocalStore) or not re.fullmatch(r"[0-9a-f]{40}\.[a-z]+", key):
+        raise errors.NotFound("There is no such image.")
+    path = kept.open_link(key, *(link.get(part, "") for part in ("reader", "expires", "signature")))
+    access_log.info("user %s GET image %s", link["reader"], key)
+    response = send_file(path, mimetype=f"image/{path.suffix[1:]}", conditional=False, etag=False)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
+    response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"  # an <img> of the client's origin
+    return response
+
+
+class _Budget:
+    """Lets through what fits into `size` bytes at once; what is larger than all of it goes alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._taken, self._freed = size, 0, threading.Condition()
+
+    @contextmanager
+    def of(self, amount: int) -> Iterator[None]:
+        with self._freed:
+            self._freed.wait_for(lambda: self._taken == 0 or self._taken + amount <= self._size)
+            self._taken += amount
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._taken -= amount
+                self._freed.notify_all()
+
+
+_in_flight = _Budget(IN_FLIGHT)
+
+
+def _checked(files: Sequence[FileStorage]) -> list[Picture]:
+    """The files as pictures fit to be kept. All are looked at before any is sent. Raises `TooLarge` or `Invalid`."""
+    if len(files) > MOST_FILES:
+        raise errors.Invalid(images=f"At most {MOST_FILES} images can be sent at once; these are {len(files)}.")
+    for file in files:
+        if file.stream.seek(0, os.SEEK_END) > FILE_LIMIT:
+            raise errors.TooLarge(f"{(file.filename or '')[:100]} is larger than {FILE_LIMIT >> 20} MB.")
+    wrong: list[str] = []
+    with ExitStack() as opened:
+        checked: list[Picture] = []
+        for file in files:
+            try:
+                checked.append(pictures.check(file.stream))
+                opened.callback(checked[-1].close)
+                if checked[-1].bytes > FILE_LIMIT:  # a TIFF may have been smaller than its PNG
+                    wrong.append(f"{(file.filename or '')[:100]}: as a PNG it is larger than {FILE_LIMIT >> 20} MB.")
+            except pictures.UnfitPicture as reason:
+                wrong.append(f"{(file.filename or '')[:100]}: {reason}")
+        if wrong:
+            raise errors.Invalid({"images": wrong})
+        opened.pop_all()
+    return checked
+
+
+def _send(store: Store, picture: Picture, public_id: str) -> str:
+    with _in_flight.of(picture.bytes):
+        picture.file.seek(0)
+        return store.put(picture, public_id)
+
+
+def _send_all(uploads: dict[str, Picture]) -> list[str]:
+    """Sends side by side; returns each image_url. Raises `ImageStoreFailed` once none is under way any more."""
+    with ThreadPoolExecutor(min(SENDERS, len(uploads)), thread_name_prefix="upload") as senders:
+        sent = [senders.submit(_send, store(), picture, public_id) for public_id, picture in uploads.items()]
+        wait(sent, return_when=FIRST_EXCEPTION)
+        for one in sent:
+            one.cancel()  # only what has not begun
+    failures = [error for one in sent if not one.cancelled() and (error := one.exception())]
+    for failure in failures:
+        log.error("the image store failed: %s", failure)
+        if not isinstance(failure, StoreError):
+            raise failure
+    if failures:
+        raise errors.ImageStoreFailed("The image store failed. Nothing was saved; please try again.")
+    return [one.result() for one in sent]
+
+
+@contextmanager
+def sending(files: Sequence[FileStorage]) -> Iterator[list[Image]]:
+    """Sends the files and gives their rows, to be tied to a report within; commits at the end.
+
+    No transaction is open while they are looked at and sent. If anything fails, within or here, none of them stays in
+    the store.
+    """
+    db.session.rollback()  # looking at pictures takes its time, too
+    uploads = {secrets.token_hex(20): picture for picture in _checked(files)}
+    try:
+        if uploads:
+            with db.engine.begin() as connection:
+                connection.execute(insert(Upload), [{"public_id": public_id} for public_id in uploads])
+        urls = _send_all(uploads) if uploads else []
+        _strike_out(uploads)
+        yield [
+            Image(
+                public_id=public_id,
+                image_url=url,
+                format=picture.format,
+                width=picture.width,
+                height=picture.height,
+                bytes=picture.bytes,
+                sha256=picture.sha256,
+            )
+            for (public_id, picture), url in zip(uploads.items(), urls, strict=True)
+        ]
+        db.session.commit()
+    except BaseException:
+        db.session.rollback()
+        if uploads:
+            _take_back(list(uploads))
+        raise
+    finally:
+        for picture in uploads.values():
+            picture.close()
+
+
+def _strike_out(public_ids: Sequence[str] | dict[str, Picture]) -> None:
+    """Takes the uploads off the list, in the report's transaction. Raises `ImageStoreFailed` if a sweep was faster."""
+    if not public_ids:
+        return
+    struck = db.session.execute(
+        delete(Upload)
+        .where(Upload.public_id.in_(list(public_ids)), Upload.claimed_at.is_(None))
+        .returning(Upload.public_id)
+    ).all()
+    if len(struck) != len(public_ids):
+        raise errors.ImageStoreFailed("The images took too long to send. Nothing was saved; please try again.")
+
+
+def _take_back(public_ids: list[str]) -> None:
+    """Destroys the uploads that no commit has made a report's. What fails here is left to the sweep.
+
+    Those that a sweep has claimed are destroyed once more: they may have come into the store after it was there.
+    """
+    try:
+        with db.engine.begin() as connection:
+            # waits for the commit, should it be under way still although it failed for us
+            connection.execute(update(Upload).where(Upload.public_id.in_(public_ids)).values(claimed_at=now()))
+            kept = set(connection.scalars(select(Image.public_id).where(Image.public_id.in_(public_ids))))
+        _destroy_claimed([public_id for public_id in public_ids if public_id not in kept])
+    except Exception:
+        log.exception("%d uploads are left to the sweep (flask purge)", len(public_ids))
+
+
+def _destroy_claimed(public_ids: Sequence[str]) -> None:
+    for public_id in public_ids:
+        store().destroy(public_id)
+        with db.engine.begin() as connection:
+            connection.execute(delete(Upload).where(Upload.public_id == public_id))
+
+
+def sweep() -> int:
+    """Destroys images that no report has: what a crash left an hour ago, what a purge erased. Returns how many."""
+    with db.engine.begin() as connection:
+        connection.execute(
+            update(Upload)
+            .where(Upload.started_at < now() - ABANDONED_AFTER, Upload.claimed_at.is_(None))
+            .values(claimed_at=now())
+        )
+        claimed = connection.scalars(select(Upload.public_id).where(Upload.claimed_at.is_not(None))).all()
+    _destroy_claimed(claimed)
+    return len(claimed)
