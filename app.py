@@ -1,0 +1,578 @@
+"""Hosi Server: every route, and the application factory at the foot."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Flask, Request, Response, abort, current_app, redirect, request
+from flask.sessions import NullSession, SessionInterface
+from flask_cors import CORS
+from sqlalchemy.orm import joinedload, selectinload
+from werkzeug.datastructures import FileStorage
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import IntegerConverter
+
+import audit
+import auth
+import cli
+import config
+import database
+import errors
+import idempotency
+import mail
+import media
+import openapi
+import reading
+from auth import caller, guard, limiter
+from contract import Many, contract
+from forms import JSON_LIMIT, APIRequest
+from idempotency import idempotent
+from models import Appointment, LoginSession, Patient, Report, User, db, find, restored, save
+from paging import APPOINTMENTS, PATIENTS, REPORTS, USERS
+from schemas import (
+    AppointmentIn,
+    AppointmentOut,
+    AppointmentPatch,
+    AppointmentQuery,
+    AuditQuery,
+    Credentials,
+    ForgottenPassword,
+    Health,
+    HistoryOut,
+    LogoutQuery,
+    Message,
+    PasswordChange,
+    PasswordResetIn,
+    PatientIn,
+    PatientOut,
+    PatientPatch,
+    PatientQuery,
+    Readiness,
+    ReportIn,
+    ReportOut,
+    ReportPatch,
+    ReportQuery,
+    SessionOut,
+    TokensOut,
+    UserIn,
+    UserOut,
+    UserPatch,
+    UserQuery,
+    Welcome,
+)
+
+VERSION = "1.0.0"
+api = Blueprint("api", __name__)
+Files = list[FileStorage]
+
+# --- Accounts ---
+
+
+@api.post("/signup")
+@limiter.limit("30 per minute")
+@contract(201, at="/user/{id}")
+def signup(json: UserIn) -> UserOut:
+    """Register a member of the staff."""
+    return UserOut.of(auth.register(json))
+
+
+@api.post("/login")
+@limiter.limit("60 per minute")
+@contract()
+def login(json: Credentials) -> TokensOut:
+    """Sign in with email and password."""
+    return auth.sign_in(json.email, json.password)
+
+
+@api.post("/refresh")
+@limiter.limit("300 per minute")  # a whole clinic's screens may share one address
+@contract()
+def refresh() -> TokensOut:
+    """Trade a refresh token for a new pair of tokens."""
+    return auth.refresh_session()
+
+
+@api.post("/logout")
+@guard()
+@contract()
+def logout(query: LogoutQuery) -> Message:
+    """End this login, or all of one's logins."""
+    if query.everywhere:
+        find(User, caller().id).end_logins()
+        return Message(msg="You are signed out everywhere.")
+    auth.end_session(caller().session_id)
+    return Message(msg="You are signed out.")
+
+
+@api.get("/me")
+@guard()
+@contract()
+def get_me() -> UserOut:
+    """Who am I."""
+    return USERS.one(caller().id)
+
+
+@api.post("/me/password")
+@guard()
+@contract()
+def change_my_password(json: PasswordChange) -> TokensOut:
+    """Change one's own password: every other login ends."""
+    return auth.change_own_password(json.current_password, json.new_password)
+
+
+@api.get("/me/sessions")
+@guard()
+@contract()
+def list_my_sessions() -> list[SessionOut]:
+    """Where am I signed in."""
+    mine = db.session.scalars(LoginSession.open(caller().id).order_by(LoginSession.last_used_at.desc()))
+    shown = [SessionOut.of(session) for session in mine]
+    return [one.model_copy(update={"current": one.id == caller().session_id}) for one in shown]
+
+
+@api.delete("/me/sessions/<id:session_id>")
+@guard()
+@contract()
+def end_my_session(session_id: int) -> Message:
+    """End one of one's own logins."""
+    auth.end_session(session_id)
+    return Message(msg="That login has ended.")
+
+
+@api.post("/password/forgot")
+@limiter.limit("10 per minute")
+@contract()
+def forgot_password(json: ForgottenPassword) -> Message:
+    """Ask for a link to set a new password."""
+    mail.send_reset_link(auth.reset_link_to_mail, json.email)
+    return Message(msg="If there is an account with this email, a link is on its way to it.")
+
+
+@api.post("/password/reset")
+@limiter.limit("10 per minute")
+@contract()
+def reset_password(json: PasswordResetIn) -> Message:
+    """Set a new password by a link's token."""
+    auth.reset_password(json.token, json.password)
+    return Message(msg="Your password is set. Please sign in.")
+
+
+# --- Staff ---
+
+
+@api.get("/users")
+@guard()
+@contract()
+def list_users(query: UserQuery) -> Many[UserOut]:
+    """The staff directory."""
+    return USERS.answer_to(query)
+
+
+@api.get("/user/<id:user_id>")
+@guard()
+@contract()
+def get_user(user_id: int) -> UserOut:
+    """One member of the staff."""
+    return USERS.one(user_id)
+
+
+@api.patch("/user/<id:user_id>")
+@guard()
+@contract()
+def update_user(user_id: int, json: UserPatch) -> UserOut:
+    """Change a member of the staff."""
+    user = auth.editable(User, user_id)
+    auth.change(user, json.given())
+    return UserOut.of(save(user))
+
+
+@api.delete("/user/<id:user_id>")
+@guard()
+@contract()
+def delete_user(user_id: int) -> Message:
+    """Archive a member of the staff."""
+    auth.editable(User, user_id).archive()
+    return Message(msg=f"User {user_id} is archived.")
+
+
+@api.post("/user/<id:user_id>/restore")
+@guard()
+@contract()
+def restore_user(user_id: int) -> UserOut:
+    """Bring an archived user back."""
+    return UserOut.of(restored(User, user_id))
+
+
+@api.get("/user/<id:user_id>/history")
+@guard()
+@contract()
+def get_user_history(user_id: int) -> list[HistoryOut]:
+    """Every change of a member of the staff."""
+    return audit.history(auth.with_history(User, user_id))
+
+
+# --- Patients ---
+
+
+@api.get("/patients")
+@guard()
+@contract()
+def list_patients(query: PatientQuery) -> Many[PatientOut]:
+    """The patients: all, a page, or those that match."""
+    return PATIENTS.answer_to(query)
+
+
+@api.post("/patients")
+@guard()
+@contract(201, at="/patient/{id}")
+@idempotent(Patient, lambda made: PatientOut.of(find(Patient, made)))
+def create_patient(json: PatientIn) -> PatientOut:
+    """Create a patient."""
+    return PatientOut.of(save(auth.create(Patient, json.model_dump())))
+
+
+@api.get("/patient/<id:patient_id>")
+@guard()
+@contract()
+def get_patient(patient_id: int) -> PatientOut:
+    """One patient."""
+    return PATIENTS.one(patient_id)
+
+
+@api.patch("/patient/<id:patient_id>")
+@guard()
+@contract()
+def update_patient(patient_id: int, json: PatientPatch) -> PatientOut:
+    """Change a patient."""
+    patient = auth.editable(Patient, patient_id)
+    auth.change(patient, json.given())
+    return PatientOut.of(save(patient))
+
+
+@api.delete("/patient/<id:patient_id>")
+@guard()
+@contract()
+def delete_patient(patient_id: int) -> Message:
+    """Archive a patient, with their reports and appointments."""
+    auth.editable(Patient, patient_id).archive()
+    return Message(msg=f"Patient {patient_id} is archived.")
+
+
+@api.post("/patient/<id:patient_id>/restore")
+@guard()
+@contract()
+def restore_patient(patient_id: int) -> PatientOut:
+    """Bring an archived patient back, with what was archived along."""
+    return PatientOut.of(restored(Patient, patient_id))
+
+
+@api.get("/patient/<id:patient_id>/history")
+@guard()
+@contract()
+def get_patient_history(patient_id: int) -> list[HistoryOut]:
+    """Every change of a patient."""
+    return audit.history(auth.with_history(Patient, patient_id))
+
+
+# --- Appointments ---
+
+with_names = (joinedload(Appointment.patient), joinedload(Appointment.doctor))
+
+
+@api.get("/appointment")
+@guard()
+@contract()
+def list_appointments(query: AppointmentQuery) -> Many[AppointmentOut]:
+    """The appointments, with names: all, a page, or those of a doctor, a patient, a time."""
+    return APPOINTMENTS.answer_to(query)
+
+
+@api.post("/appointment")
+@guard()
+@contract(201, at="/appointment/{id}")
+@idempotent(Appointment, lambda made: AppointmentOut.of(find(Appointment, made, *with_names)))
+def create_appointment(json: AppointmentIn) -> AppointmentOut:
+    """Book an appointment."""
+    return AppointmentOut.of(save(auth.create(Appointment, json.model_dump())))
+
+
+@api.get("/appointment/<id:appointment_id>")
+@guard()
+@contract()
+def get_appointment(appointment_id: int) -> AppointmentOut:
+    """One appointment, with names."""
+    return APPOINTMENTS.one(appointment_id)
+
+
+@api.patch("/appointment/<id:appointment_id>")
+@guard()
+@contract()
+def update_appointment(appointment_id: int, json: AppointmentPatch) -> AppointmentOut:
+    """Change or move an appointment."""
+    appointment = auth.editable(Appointment, appointment_id)
+    auth.change(appointment, json.given())
+    return AppointmentOut.of(save(appointment))
+
+
+@api.delete("/appointment/<id:appointment_id>")
+@guard()
+@contract()
+def delete_appointment(appointment_id: int) -> Message:
+    """Archive an appointment."""
+    auth.editable(Appointment, appointment_id).archive()
+    return Message(msg=f"Appointment {appointment_id} is archived.")
+
+
+@api.post("/appointment/<id:appointment_id>/restore")
+@guard()
+@contract()
+def restore_appointment(appointment_id: int) -> AppointmentOut:
+    """Bring an archived appointment back."""
+    return AppointmentOut.of(restored(Appointment, appointment_id))
+
+
+@api.get("/appointment/<id:appointment_id>/history")
+@guard()
+@contract()
+def get_appointment_history(appointment_id: int) -> list[HistoryOut]:
+    """Every change of an appointment."""
+    return audit.history(auth.with_history(Appointment, appointment_id))
+
+
+# --- Reports ---
+
+with_images = (joinedload(Report.patient), joinedload(Report.doctor), selectinload(Report.images))
+
+
+def shown(report: Report) -> ReportOut:
+    """The report as its reader gets it: each image with a link of their own."""
+    answer, link = ReportOut.of(report), media.store().links(caller().id)
+    for image in answer.images:
+        image.image_url = link(image.image_url)
+    return answer
+
+
+def with_links() -> Callable[[dict[str, Any]], None]:
+    """Does to the fields of a report what `shown` does to the record."""
+    link = media.store().links(caller().id)
+
+    def give_links(report: dict[str, Any]) -> None:
+        for image in report["images"]:
+            image["image_url"] = link(image["image_url"])
+
+    return give_links
+
+
+@api.get("/reports")
+@guard()
+@contract()
+def list_reports(query: ReportQuery) -> Many[ReportOut]:
+    """The reports, with names and images: all, a page, or those of a doctor, a patient, a time."""
+    return REPORTS.answer_to(query, with_links())
+
+
+@api.post("/reports")
+@guard()
+@contract(201, at="/reports/{id}")
+@idempotent(Report, lambda made: shown(find(Report, made, *with_images)), lease=True)
+def create_report(form: ReportIn, images: Files) -> ReportOut:
+    """File a report with its images."""
+    if not images:
+        raise errors.Invalid(
+            images="A report has at least one image: send files named `images` as multipart/form-data."
+        )
+    auth.create(Report, form.model_dump())  # refused, if at all, before anything is sent
+    with media.sending(images) as sent:
+        report = auth.create(Report, form.model_dump())
+        report.add_images(sent)
+        save(report)
+    return shown(report)
+
+
+@api.get("/reports/<id:report_id>")
+@guard()
+@contract()
+def get_report(report_id: int) -> ReportOut:
+    """One report, with names and images."""
+    return REPORTS.one(report_id, with_links())
+
+
+@api.patch("/reports/<id:report_id>")
+@guard()
+@contract()
+def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut:
+    """Change a report; new images are added, or replace the old ones."""
+    changes = form.given()
+    replace = changes.pop("replace_images", False)
+    if replace and not images:
+        raise errors.Invalid(images="Replacing the images takes at least one new image.")
+    auth.change(auth.editable(Report, report_id), changes)  # refused, if at all, before anything is sent
+    with media.sending(images) as sent:
+        report = auth.editable(Report, report_id, *with_images)
+        auth.change(report, changes)
+        report.add_images(sent, replace)
+    return shown(report)
+
+
+@api.delete("/reports/<id:report_id>")
+@guard()
+@contract()
+def delete_report(report_id: int) -> Message:
+    """Archive a report, with its images."""
+    auth.editable(Report, report_id).archive()
+    return Message(msg=f"Report {report_id} is archived.")
+
+
+@api.post("/reports/<id:report_id>/restore")
+@guard()
+@contract()
+def restore_report(report_id: int) -> ReportOut:
+    """Bring an archived report back."""
+    return shown(restored(Report, report_id, *with_images))
+
+
+@api.get("/reports/<id:report_id>/history")
+@guard()
+@contract()
+def get_report_history(report_id: int) -> list[HistoryOut]:
+    """Every change of a report and its images."""
+    return audit.history(auth.with_history(Report, report_id))
+
+
+# --- History of all ---
+
+
+@api.get("/audit")
+@guard()
+@contract()
+def list_audit(query: AuditQuery) -> Many[HistoryOut]:
+    """Every record's changes, and sign-ins, the newest first."""
+    return audit.search(query)
+
+
+# --- Images and the server itself ---
+
+
+@api.get("/media/<key>")
+def media_file(key: str) -> Response:
+    """A local image, by its signed, expiring link alone."""
+    return media.respond(key, request.args)
+
+
+@api.get("/")
+@contract()
+def index() -> Welcome:
+    """Name, version and links; a browser is shown the interactive page."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+        abort(redirect("/docs"))
+    links = {
+        "documentation": "/docs",
+        "openapi": "/openapi.json",
+        "sign up": "/signup",
+        "sign in": "/login",
+        "health": "/healthz",
+        "readiness": "/readyz",
+    }
+    return Welcome(name="Hosi Server", version=VERSION, links=links)
+
+
+# Scripts and styles from here alone; Swagger UI draws its icons from data: and shows images as blob:.
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+@api.get("/docs")
+def docs() -> Response:
+    """The interactive page."""
+    page = current_app.send_static_file("docs/index.html")
+    page.headers["Content-Security-Policy"] = DOCS_POLICY
+    return page
+
+
+@api.get("/openapi.json")
+def openapi_document() -> Response:
+    """This interface, as an OpenAPI document."""
+    return Response(current_app.extensions["openapi"].text, mimetype="application/json")
+
+
+@api.get("/healthz")
+@contract()
+def healthz() -> Health:
+    """The process lives."""
+    return Health(status="ok")
+
+
+@api.get("/readyz")
+@contract()
+def readyz() -> Readiness:
+    """The database answers and its schema is current."""
+    return Readiness(status="ready", database=db.engine.dialect.name, schema_revision=database.check_schema())
+
+
+# --- The application ---
+
+
+class IdConverter(IntegerConverter):
+    """A record's id, at most `LARGEST_ID`. What cannot be one is no address of ours: 404, whatever the method."""
+
+    regex = "[1-9][0-9]{0,8}"
+
+
+class NoSessions(SessionInterface):
+    """We keep no cookie; Flask's own sessions would look for one at each request."""
+
+    def open_session(self, app: Flask, request: Request) -> NullSession:
+        return NullSession()
+
+
+HEADERS = {
+    "Cache-Control": "no-store",  # medical answers are kept by no cache
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",  # a link to an image is a key to it
+    "X-Content-Type-Options": "nosniff",
+}
+EXPOSED = ["ETag", "Link", "Location", "Retry-After", "X-Total-Count", "X-Request-ID"]
+
+
+def _add_headers(response: Response) -> Response:
+    given = {name.lower() for name, _ in response.headers}
+    response.headers.extend((name, value) for name, value in HEADERS.items() if name.lower() not in given)
+    return response
+
+
+def _allow_origins(app: Flask) -> None:
+    """CORS, where a browser asks for it: Flask-CORS takes longer over its headers than most views do over the rest."""
+    CORS(app, origins=app.config["CORS_ORIGINS"], expose_headers=EXPOSED, max_age=600, intercept_exceptions=False)
+    hooks = app.after_request_funcs[None]
+    allow: Callable[[Response], Response] = hooks.pop()  # type: ignore[assignment]
+    hooks.append(lambda response: allow(response) if "Origin" in request.headers else response)
+
+
+def create_app(settings: dict[str, Any] | None = None) -> Flask:
+    """The application, by the settings of the environment, or by `settings` alone with FLASK_ENV "testing"."""
+    setting = config.read_settings(settings)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("hosi").setLevel(setting["LOG_LEVEL"])
+    logging.getLogger("hosi.access").setLevel("INFO")  # who read what is written down at any level
+    app = Flask(__name__, instance_path=str(setting["INSTANCE_PATH"]), static_folder="static")
+    app.config.update(setting, MAX_CONTENT_LENGTH=JSON_LIMIT)
+    app.request_class = APIRequest
+    app.session_interface = NoSessions()
+    app.url_map.converters["id"] = IdConverter
+    app.url_map.strict_slashes = False
+    if proxies := setting["TRUSTED_PROXIES"]:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
+    for part in (errors, database, reading, audit, idempotency, auth, media, cli):
+        part.init_app(app)
+    _allow_origins(app)
+    app.after_request(_add_headers)
+    app.register_blueprint(api)
+    openapi.init_app(app, VERSION, {view: who.value for view, who in auth.POLICY.items()}, auth.is_limited)
+    return app
+
+
+if __name__ == "__main__":
+    application = create_app()
+    application.run(application.config["HOST"], application.config["PORT"], threaded=True)

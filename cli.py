@@ -1,0 +1,208 @@
+"""The `flask` commands."""
+
+import random
+import re
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import click
+from flask import Flask, current_app
+from flask.cli import with_appcontext
+from pydantic import ValidationError
+
+import audit
+import auth
+import database
+import errors
+import idempotency
+import media
+import models
+import seed
+from database import clinic_zone
+from models import Appointment, Image, Patient, Report, Role, User, db, now, save
+from schemas import UserIn
+
+
+@click.command("create-admin")
+@click.option("--email", prompt=True)
+@click.option("--first-name", prompt=True)
+@click.option("--last-name", prompt=True)
+@click.password_option(help="asked for when it is not given")
+@with_appcontext
+def create_admin(email: str, first_name: str, last_name: str, password: str) -> None:
+    """Make an administrator."""
+    try:
+        account = UserIn(
+            first_name=first_name, last_name=last_name, email=email, password=password, role=str(Role.ADMIN)
+        )
+        user = User(**account.model_dump(exclude={"password"}), is_active=True)
+        user.password = auth.hash_password(account.password, account.email)
+        save(user)
+        db.session.commit()
+    except ValidationError as error:
+        raise click.ClickException(str(errors.Invalid(errors.field_errors(error.errors())))) from None
+    except Exception as error:
+        known = error if isinstance(error, errors.APIError) else errors.from_database(error)
+        if known is None:
+            raise
+        raise click.ClickException(known.msg) from None
+    click.echo(f"{account.email} is an administrator and can sign in.")
+
+
+@click.command("reset-link")
+@click.argument("email")
+@with_appcontext
+def reset_link(email: str) -> None:
+    """Print a link with which EMAIL can set a new password, once and within an hour."""
+    link = auth.new_reset_link(email)
+    if link is None:
+        raise click.ClickException(f"There is no active user {email}.")
+    click.echo(link)
+
+
+class Age(click.ParamType[timedelta]):
+    """A length of time: 90d, 12w, 24h."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        match = re.fullmatch(r"([0-9]{1,4})([hdw])", value)
+        if match is None:
+            self.fail("give a number of hours, days or weeks, such as 24h, 90d or 12w", param, ctx)
+        return int(match[1]) * {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}[match[2]]
+
+
+@click.command("purge")
+@click.option("--older-than", type=Age(), help="also erase, for good, what was archived longer ago: 90d, 12w, 24h")
+@click.option("--dry-run", is_flag=True, help="only say what would be erased")
+@with_appcontext
+def purge(older_than: timedelta | None, dry_run: bool) -> None:
+    """Sweep what is of no use any more, and erase what has long been archived.
+
+    Swept are images that a crash left behind, ended logins and old counts. Only --older-than erases records, with their
+    images; their history keeps that they were there, but no values. It may be stopped at any point and run again.
+    """
+    if older_than is None and dry_run:
+        raise click.UsageError("--dry-run goes with --older-than.")
+    if older_than is not None:
+        erase(now() - older_than, dry_run)
+    if dry_run:
+        return
+    click.echo(f"{auth.sweep()} ended logins and old counts forgotten, {idempotency.sweep()} idempotency keys.")
+    db.session.commit()
+    try:
+        click.echo(f"{media.sweep()} images destroyed in the store that no report has.")
+    except media.StoreError as error:
+        raise click.ClickException(f"The image store failed: {error}. Run this again later.") from None
+
+
+def erase(before: datetime, dry_run: bool) -> None:
+    """Erases what was archived before this instant: each in a transaction of its own, a patient's records with it."""
+    for kind, what in (
+        (Patient, "patients, each with reports and appointments,"),
+        (Report, "other reports, each with images,"),
+        (Appointment, "other appointments"),
+        (Image, "replaced images"),
+        (User, "users"),
+    ):
+        found = list(db.session.scalars(models.erasable(kind, before)))
+        db.session.rollback()
+        if dry_run:
+            click.echo(f"{len(found)} {what} would be erased: {', '.join(map(str, found[:20])) or 'none'}")
+            continue
+        with click.progressbar(found, hidden=not found, label=f"erasing {what}", file=sys.stderr) as ids:
+            erased = sum(database.in_transaction(partial(models.erase, kind, one, before)) for one in ids)
+        click.echo(f"{erased} {what} erased.")
+
+
+@click.group("audit")
+def audit_group() -> None:
+    """The record history, and whether anyone has tampered with it."""
+
+
+@audit_group.command("verify")
+@click.option("--head", help="what `flask audit head` printed earlier: finds an older copy of the database put back")
+@with_appcontext
+def audit_verify(head: str | None) -> None:
+    """Check the whole history; say what is wrong with which record."""
+    faults = 0
+    for fault in audit.verify(head):
+        faults += 1
+        click.echo(fault)
+    if faults:
+        raise click.ClickException(f"{faults} found.")
+    click.echo("The history is whole.")
+
+
+@audit_group.command("head")
+@with_appcontext
+def audit_head() -> None:
+    """Print the head of the whole history, to keep elsewhere."""
+    click.echo(audit.head_of_all())
+
+
+@click.command("seed")
+@click.option("--patients", type=click.IntRange(0, 10_000_000), default=200, show_default=True)
+@click.option("--doctors", type=click.IntRange(0, 10_000), default=6, show_default=True)
+@click.option("--appointments", type=click.IntRange(0, 10_000_000), default=300, show_default=True)
+@click.option("--reports", type=click.IntRange(0, 1_000_000), default=24, show_default=True, help="each with pictures")
+@click.option("--seed", "number", type=int, default=1, show_default=True, help="another one gives another clinic")
+@click.option(
+    "--first-day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="the Monday on which the appointments begin  [default: this week's]",
+)
+@click.option("--password", default="demo clinic password", show_default=True, help="of everybody that is made")
+@click.option("--add", is_flag=True, help="add to the patients that there are")
+@click.option("--force", is_flag=True, help="do it in production, too")
+@with_appcontext
+def seed_clinic(
+    patients: int,
+    doctors: int,
+    appointments: int,
+    reports: int,
+    number: int,
+    first_day: datetime | None,
+    password: str,
+    add: bool,
+    force: bool,
+) -> None:
+    """Fill the database with a demonstration clinic, and print how to sign in."""
+    if current_app.config["FLASK_ENV"] == "production" and not force:
+        raise click.ClickException(
+            "This is production: invented patients have no place here. (--force does it anyway.)"
+        )
+    if (appointments or reports) and not (patients and doctors):
+        raise click.UsageError("Appointments and reports need patients and doctors: give some of both.")
+    if seed.is_empty() or add:
+        day = first_day.date() if first_day else datetime.now(clinic_zone()).date()
+        total = patients + doctors + appointments + reports
+        with click.progressbar(length=total, label="making a clinic", file=sys.stderr) as bar:
+            clinic = seed.Clinic(
+                patients,
+                doctors,
+                appointments,
+                reports,
+                password,
+                day - timedelta(days=day.weekday()),
+                random.Random(number),  # noqa: S311
+                bar.update,
+            )
+            clinic.make()
+        click.echo(f"Made: {doctors} doctors, {patients} patients, {appointments} appointments, {reports} reports.")
+    else:
+        click.echo("There are patients already, so nothing was made. (--add adds to them.)")
+    click.echo(f"\nSign in with the password: {password}\n\n  administrator  {seed.ADMIN_EMAIL}")
+    for email in seed.doctors(10):
+        click.echo(f"  doctor         {email}")
+
+
+COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, audit_group, seed_clinic)
+
+
+def init_app(app: Flask) -> None:
+    for command in COMMANDS:
+        app.cli.add_command(command)

@@ -1,0 +1,476 @@
+"""A demonstration clinic: believable people, appointments that do not clash, reports with pictures drawn on the spot.
+
+The same seed and the same first day give the same clinic, but for the salt of the password's hash. Rows go in by the
+thousand, past the ORM: `_insert` is the one place that writes them, each with its history.
+"""
+
+import gc
+import io
+import random
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import groupby
+from types import SimpleNamespace
+from typing import Any
+
+from PIL import Image as Canvas
+from PIL import ImageDraw, ImageFilter
+from sqlalchemy import Connection, func, select, text
+from werkzeug.datastructures import FileStorage
+
+import audit
+import auth
+import media
+from database import clinic_zone
+from models import (
+    Appointment,
+    AppointmentStatus,
+    Patient,
+    PatientStatus,
+    Record,
+    Report,
+    Role,
+    Sex,
+    User,
+    db,
+    insert_many,
+    insert_words,
+    mrn_check_digit,
+)
+
+ADMIN_EMAIL = "admin@hosi.example"
+CHUNK = 20_000  # rows to a transaction: a server that is running meanwhile waits for some seconds at most
+OPENS, SLOT, SLOTS_A_DAY = time(8), timedelta(minutes=30), 16
+WORKDAYS = 10  # two weeks
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Culture:
+    """Names that go together, and how a phone number begins."""
+
+    female: Sequence[str]
+    male: Sequence[str]
+    family: Sequence[str]
+    phone: str
+
+
+def _culture(phone: str, female: str, male: str, family: str) -> Culture:
+    return Culture(female.split(), male.split(), family.split(), phone)
+
+
+CULTURES = (
+    _culture(
+        "+254 7",
+        "Amina Wanjiru Akinyi Njeri Atieno Wambui Zawadi Halima Nekesa Chebet Moraa Fatuma",
+        "Otieno Kamau Juma Kiprono Mwangi Barasa Omondi Wekesa Hassan Njoroge Baraka Kipchoge",
+        "Ochieng Kariuki Mutua Achieng Odhiambo Koech Maina Wafula Cheruiyot Nyambura Abdi Gitau Makena Simiyu",
+    ),
+    _culture(
+        "+234 80",
+        "Ngozi Chiamaka Folake Adaeze Yetunde Zainab Ifeoma Simisola Hadiza Temitope",
+        "Chinedu Babatunde Emeka Tunde Ibrahim Oluwaseun Ikenna Musa Segun Obinna",
+        "Okafor Adeyemi Nwosu Balogun Eze Abubakar Ogunleye Chukwu Danjuma Olawale Uche Bello",
+    ),
+    _culture(
+        "+91 98",
+        "Priya Ananya Lakshmi Meera Kavita Shreya Divya Fatima Harpreet Sunita",
+        "Arjun Rahul Vikram Sanjay Imran Rohan Gurpreet Karthik Anil Suresh",
+        "Sharma Patel Iyer Singh Reddy Khan Mukherjee Nair Gupta Desai Pillai Chowdhury",
+    ),
+    _culture(
+        "+20 10",
+        "Layla Nour Mariam Salma Yasmin Rania Huda Dina Samira Aisha",
+        "Omar Youssef Karim Tariq Mahmoud Khalid Sami Hossam Ziad Mustafa",
+        "Hassan Mansour El-Sayed Farouk Haddad Nasser Khalil Saleh Ibrahim Aziz Shahin Darwish",
+    ),
+    _culture(
+        "+52 55",
+        "Lucía Valentina Camila Ximena Sofía Daniela Fernanda Guadalupe Inés Paula",
+        "Mateo Santiago Diego Tomás Andrés Joaquín Emilio Rafael Héctor Julián",
+        "García Hernández Rodríguez Morales Castillo Vargas Núñez Ortega Ríos Peña Salazar Delgado",
+    ),
+    _culture(
+        "+48 60",
+        "Zofia Katarzyna Agnieszka Małgorzata Hanna Weronika Ewa Joanna",
+        "Jakub Piotr Tomasz Michał Łukasz Krzysztof Marek Stanisław",
+        "Nowak Wójcik Kamiński Zieliński Szymański Dąbrowski Kozłowski Mazur Krawczyk Piotrowski",
+    ),
+    _culture(
+        "+84 90",
+        "Linh Hương Thảo Mai Ngọc Lan Trang Phương",
+        "Minh Tuấn Hùng Dũng Khoa Long Quân Việt",
+        "Nguyễn Trần Lê Phạm Hoàng Vũ Đặng Bùi Đỗ Ngô",
+    ),
+    _culture(
+        "+44 77",
+        "Emily Charlotte Olivia Grace Niamh Eleanor Isla Harriet Megan Alice",
+        "Oliver Jack George Thomas Callum Ewan Henry Rhys Samuel Edward",
+        "Walsh Taylor O'Brien Campbell Hughes Wright Robertson Clarke Bennett Morgan Ashworth Macleod",
+    ),
+)
+
+DIAGNOSES = (
+    ("Malaria", "Fever and chills for three days; rapid test positive."),
+    ("Type 2 diabetes", "Polyuria and thirst; fasting glucose raised. Diet discussed."),
+    ("Hypertension", "Found at a routine check; no symptoms. Home readings asked for."),
+    ("Asthma", "Wheeze at night, better after salbutamol."),
+    ("Pneumonia", "Productive cough, crackles at the right base; chest X-ray ordered."),
+    ("Fracture of the distal radius", "Fell on the outstretched hand; plaster for six weeks."),
+    ("Iron deficiency anaemia", "Tired for months; ferritin low."),
+    ("Acute appendicitis", "Pain moved to the right iliac fossa; surgeon informed."),
+    ("Migraine", "Throbbing, one-sided, with aura; triptan tried."),
+    ("Normal pregnancy", "Twenty-second week; growth as expected."),
+    ("Gastroenteritis", "Diarrhoea since yesterday; drinks well."),
+    ("Atrial fibrillation", "Irregular pulse; ECG confirms. Anticoagulation begun."),
+    ("Osteoarthritis of the knee", "Worse on stairs; physiotherapy."),
+    ("Cataract", "Glare while driving; listed for surgery."),
+    ("Eczema", "Flexures; emollients and a mild steroid."),
+    ("", "First visit; results are awaited."),
+)
+REASONS = (
+    "Follow-up",
+    "First visit",
+    "Blood pressure check",
+    "Results",
+    "Vaccination",
+    "Wound check",
+    "Prescription",
+    "",
+)
+STATUSES = (
+    (PatientStatus.OUTPATIENT,) * 6
+    + (PatientStatus.ADMITTED, PatientStatus.ONGOING) * 2
+    + (
+        PatientStatus.HEALED,
+        PatientStatus.DISCHARGED,
+        PatientStatus.DISCHARGED,
+        PatientStatus.TRANSFERRED,
+        PatientStatus.CRITICAL,
+        PatientStatus.DECEASED,
+    )
+)
+HAVE_LEFT = {PatientStatus.HEALED, PatientStatus.DISCHARGED, PatientStatus.TRANSFERRED, PatientStatus.DECEASED}
+BEFORE = (AppointmentStatus.COMPLETED,) * 8 + (AppointmentStatus.NO_SHOW, AppointmentStatus.CANCELLED)
+TO_COME = (AppointmentStatus.SCHEDULED, AppointmentStatus.CONFIRMED) * 4 + (
+    AppointmentStatus.PENDING,
+    AppointmentStatus.CANCELLED,
+)
+
+
+@dataclass(slots=True)
+class Clinic:
+    """How large the clinic is to be, and what has been made of it."""
+
+    patients: int
+    doctors: int
+    appointments: int
+    reports: int
+    password: str
+    first_day: date  # of the appointments
+    chance: random.Random
+    progress: Callable[[int], None]
+    doctor_ids: Sequence[int] = ()
+    patient_ids: Sequence[int] = ()
+
+    def make(self) -> None:
+        """Writes all of it, in transactions of `CHUNK` rows."""
+        gc.disable()  # it would look at the same millions of values again and again: a fifth of the time
+        try:
+            self._make_staff()
+            self.patient_ids = self._write(Patient, self._patients())
+            self._write(Appointment, self._appointments())
+        finally:
+            gc.enable()
+        for number in range(self.reports):
+            self._file_report(number)
+
+    @property
+    def opened(self) -> datetime:
+        """When the records were made: the first day's midnight."""
+        return datetime.combine(self.first_day, time(), clinic_zone()).astimezone(UTC)
+
+    # --- People ---
+
+    def _person(self) -> tuple[str, str, Sex, Culture]:
+        culture = self.chance.choice(CULTURES)
+        sex = self.chance.choice((Sex.FEMALE, Sex.MALE))
+        given = culture.female if sex is Sex.FEMALE else culture.male
+        return self.chance.choice(given), self.chance.choice(culture.family), sex, culture
+
+    def _make_staff(self) -> None:
+        with db.engine.connect() as connection:
+            taken = set(connection.scalars(select(User.email)))
+        password = auth.hash_password(self.password, ADMIN_EMAIL)  # one for all: bcrypt is slow on purpose
+        staff = {"password": password, "is_active": True}
+        if ADMIN_EMAIL not in taken:
+            admin = {"first_name": "Ada", "last_name": "Admin", "email": ADMIN_EMAIL, "role": str(Role.ADMIN)}
+            self._write(User, iter([admin | staff]))
+        doctors = []
+        for _ in range(self.doctors):
+            first_name, last_name, _, _ = self._person()
+            email = _email(first_name, last_name, taken)
+            taken.add(email)
+            doctors.append(
+                {"first_name": first_name, "last_name": last_name, "email": email, "role": str(Role.DOCTOR)} | staff
+            )
+        self.doctor_ids = self._write(User, iter(doctors))
+
+    def _patients(self) -> Iterator[Row]:
+        numbers = _record_numbers(self.chance, self.patients)
+        chance, choice = self.chance.random, self.chance.choice
+        for mrn in numbers:
+            first_name, last_name, sex, culture = self._person()
+            diagnosis, summary = choice(DIAGNOSES)
+            status = choice(STATUSES)
+            admitted_at = discharged_at = None
+            if status is not PatientStatus.OUTPATIENT:
+                admitted_at = self.opened - timedelta(minutes=int(chance() * 40 * 1440))
+                if status in HAVE_LEFT:
+                    discharged_at = min(admitted_at + timedelta(minutes=int(chance() * 12 * 1440)), self.opened)
+            yield {
+                "mrn": mrn,
+                "first_name": first_name,
+                "last_name": last_name,
+                "phone_number": f"{culture.phone}{int(chance() * 100):02} {int(chance() * 1_000_000):06}",
+                "status": str(status),
+                "doctor_summary": summary,
+                "diagnosis": diagnosis,
+                "admitted_at": admitted_at,
+                "discharged_at": discharged_at,
+                "date_of_birth": self.first_day - timedelta(days=int(365.25 * 95 * chance() ** 1.4)),
+                "sex": str(sex),
+            }
+
+    # --- Appointments ---
+
+    def _appointments(self) -> Iterator[Row]:
+        """Drawn from a grid of times and doctors: nobody, doctor or patient, is needed twice at one time."""
+        lanes = min(len(self.doctor_ids), len(self.patient_ids))
+        days = max(WORKDAYS, -(-self.appointments // (SLOTS_A_DAY * lanes or 1)))
+        cells = sorted(self.chance.sample(range(days * SLOTS_A_DAY * lanes), self.appointments))
+        today = datetime.now(UTC)
+        for slot, at_once in groupby(cells, key=lambda cell: cell // lanes):
+            day, number = divmod(slot, SLOTS_A_DAY)
+            start = (
+                datetime.combine(_workday(self.first_day, day), OPENS, clinic_zone()).astimezone(UTC) + number * SLOT
+            )
+            chosen = list(at_once)
+            patients = self.chance.sample(self.patient_ids, len(chosen))
+            for cell, patient_id in zip(chosen, patients, strict=True):
+                yield {
+                    "appointment_datetime": start,
+                    "duration_minutes": self.chance.choice((15, 20, 30, 30)),
+                    "status": str(self.chance.choice(BEFORE if start < today else TO_COME)),
+                    "reason": self.chance.choice(REASONS),
+                    "overbooked": False,
+                    "patient_id": patient_id,
+                    "user_id": self.doctor_ids[(cell + slot) % lanes],
+                }
+
+    # --- Reports ---
+
+    def _file_report(self, number: int) -> None:
+        """By the ORM and the image store, as a request does it: the pictures are what takes the time."""
+        kind, draw = self.chance.choice(PICTURES)
+        diagnosis, _ = self.chance.choice(DIAGNOSES[:-1])
+        files = [
+            FileStorage(draw(self.chance), f"{kind}-{number}-{image}.png")
+            for image in range(1 + (self.chance.random() < 0.5))
+        ]
+        report = Report(
+            diagnosis=f"{kind}: {diagnosis}.",
+            patient_id=self.chance.choice(self.patient_ids),
+            user_id=self.chance.choice(self.doctor_ids),
+        )
+        with media.sending(files) as images:
+            report.add_images(images)
+            db.session.add(report)
+        self.progress(1)
+
+    # --- Writing ---
+
+    def _write(self, kind: type[Record], rows: Iterator[Row]) -> Sequence[int]:
+        """Writes the rows, a chunk at a time; returns their ids."""
+        ids: list[int] = []
+        with _bulky_connection() as connection:
+            while chunk := [row for _, row in zip(range(CHUNK), rows, strict=False)]:
+                with connection.begin():
+                    ids += _insert(connection, kind, chunk, self.opened)
+                self.progress(len(chunk))
+        return ids
+
+
+# On SQLite, meanwhile: a cache that holds the indexes, since names and numbers come in no order, and a log that is
+# copied into the database less often.
+BULKY = {"cache_size": -256 * 1024, "wal_autocheckpoint": 50_000}
+
+
+@contextmanager
+def _bulky_connection() -> Iterator[Connection]:
+    with db.engine.connect() as connection:
+        if connection.dialect.name != "sqlite":
+            yield connection
+            return
+        driver: Any = connection.connection.driver_connection
+        usual = {name: driver.execute(f"PRAGMA {name}").fetchone()[0] for name in BULKY}
+        try:
+            for name, value in BULKY.items():
+                driver.execute(f"PRAGMA {name}={value}")
+            yield connection
+        finally:
+            for name, value in usual.items():
+                driver.execute(f"PRAGMA {name}={value}")
+
+
+def _insert(connection: Connection, kind: type[Record], rows: list[Row], at: datetime) -> Sequence[int]:
+    """Writes records, the words that a search finds them by, and their history; returns their ids."""
+    ids = _new_ids(connection, kind, len(rows))
+    for record_id, row in zip(ids, rows, strict=True):
+        row.update(id=record_id, created_at=at, updated_at=at, version=1)
+    insert_many(connection, kind, rows)
+    if kind is Patient or kind is User:
+        insert_words(connection, kind, [SimpleNamespace(**row) for row in rows])
+    audit.write(connection, [audit.created(kind, row) for row in rows], heads={})
+    return ids
+
+
+def _new_ids(connection: Connection, kind: type[Record], count: int) -> Sequence[int]:
+    """Ids that nobody else will be given. On SQLite the transaction has the database to itself."""
+    if connection.dialect.name == "sqlite":
+        last = connection.scalar(
+            text("SELECT seq FROM sqlite_sequence WHERE name = :table"), {"table": kind.__tablename__}
+        )
+        first = (last or 0) + 1
+        return range(first, first + count)
+    drawn = text("SELECT nextval(pg_get_serial_sequence(:table, 'id')) FROM generate_series(1, :count)")
+    return list(connection.scalars(drawn, {"table": kind.__tablename__, "count": count}))
+
+
+def _email(first_name: str, last_name: str, taken: set[str]) -> str:
+    plain = unicodedata.normalize("NFKD", f"{first_name}.{last_name}".lower().translate(str.maketrans("łđ", "ld")))
+    name = re.sub(r"[^a-z.-]", "", plain)
+    candidates = (f"{name}{number or ''}@hosi.example" for number in range(len(taken) + 1))
+    return next(email for email in candidates if email not in taken)
+
+
+def _record_numbers(chance: random.Random, count: int) -> Iterator[str]:
+    """Medical record numbers, new here, that look drawn: a walk by a step that shares no factor with 900 million."""
+    with db.engine.connect() as connection:
+        taken = set(connection.scalars(select(Patient.mrn)))
+    place = chance.randrange(900_000_000)
+    while count:
+        place = (place + 654_188_429) % 900_000_000
+        digits = str(100_000_000 + place)
+        mrn = digits + mrn_check_digit(digits)
+        if mrn not in taken:
+            count -= 1
+            yield mrn
+
+
+def _workday(first: date, number: int) -> date:
+    """The so-manieth working day from a Monday on."""
+    weeks, day = divmod(number, 5)
+    return first + timedelta(weeks=weeks, days=day)
+
+
+# --- Pictures ---
+
+SIZE = (480, 360)
+
+
+def _png(canvas: Canvas.Image) -> io.BytesIO:
+    file = io.BytesIO()
+    canvas.save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def _draw_ecg(chance: random.Random) -> io.BytesIO:
+    """Three leads on squared paper."""
+    canvas = Canvas.new("RGB", SIZE, "#fff6f4")
+    pen = ImageDraw.Draw(canvas)
+    for x in range(0, SIZE[0], 12):
+        pen.line((x, 0, x, SIZE[1]), fill="#f3c6c0" if x % 60 else "#e39a92")
+    for y in range(0, SIZE[1], 12):
+        pen.line((0, y, SIZE[0], y), fill="#f3c6c0" if y % 60 else "#e39a92")
+    beat = chance.randrange(60, 110)
+    wave = {
+        8: -6,
+        12: -8,
+        16: 0,
+        24: 4,
+        27: -60,
+        31: 18,
+        34: 0,
+        44: -4,
+        50: -14,
+        58: 0,
+    }  # P, QRS, T: pixels from the line
+    for lead in range(3):
+        middle, height = 70 + lead * 110, chance.uniform(0.6, 1.1)
+        points = [
+            (start + x, middle + y * height + chance.uniform(-1, 1))
+            for start in range(-beat, SIZE[0] + beat, beat)
+            for x, y in wave.items()
+        ]
+        pen.line(points, fill="#26324a", width=2)
+    return _png(canvas)
+
+
+def _draw_chest(chance: random.Random) -> io.BytesIO:
+    """Something like a chest film."""
+    canvas = Canvas.new("L", SIZE, 18)
+    pen = ImageDraw.Draw(canvas)
+    tilt = chance.randrange(-12, 12)
+    pen.rounded_rectangle((90, 20, 390, 380), 90, fill=120)
+    for side in (-1, 1):
+        centre = 240 + side * 72 + tilt
+        pen.ellipse((centre - 58, 60, centre + 58, 310), fill=42)
+        for rib in range(7):
+            top = 70 + rib * 32
+            pen.arc((centre - 90, top, centre + 90, top + 70), 200, 340, fill=96, width=7)
+    pen.rounded_rectangle((226 + tilt, 20, 254 + tilt, 360), 10, fill=170)
+    pen.ellipse((215 + tilt, 170, 330 + tilt, 300), fill=150)
+    if chance.random() < 0.4:  # a shadow
+        x, y = chance.randrange(140, 330), chance.randrange(110, 260)
+        pen.ellipse((x, y, x + 46, y + 34), fill=150)
+    return _png(canvas.filter(ImageFilter.GaussianBlur(5)))
+
+
+def _draw_ultrasound(chance: random.Random) -> io.BytesIO:
+    """A sector of speckle with a dark cavity."""
+    speckle = Canvas.frombytes("L", (120, 90), chance.randbytes(120 * 90)).resize(SIZE, Canvas.Resampling.BICUBIC)
+    sector = Canvas.new("L", SIZE, 0)
+    pen = ImageDraw.Draw(sector)
+    pen.pieslice((-80, -330, 560, 350), 50, 130, fill=130)
+    x, y = chance.randrange(180, 260), chance.randrange(150, 220)
+    pen.ellipse((x - 50, y - 30, x + 60, y + 40), fill=25)
+    sector = sector.filter(ImageFilter.GaussianBlur(4))
+    return _png(Canvas.composite(speckle, Canvas.new("L", SIZE, 0), sector))
+
+
+PICTURES: tuple[tuple[str, Callable[[random.Random], io.BytesIO]], ...] = (
+    ("ECG", _draw_ecg),
+    ("Chest X-ray", _draw_chest),
+    ("Ultrasound", _draw_ultrasound),
+)
+
+
+def is_empty() -> bool:
+    """Whether there are no patients yet."""
+    with db.engine.connect() as connection:
+        return not connection.scalar(select(func.count()).select_from(select(Patient.id).limit(1).subquery()))
+
+
+def doctors(most: int) -> Sequence[str]:
+    """The emails of the first doctors that were made here."""
+    with db.engine.connect() as connection:
+        made = (
+            User.live().with_only_columns(User.email).where(User.email.like("%@hosi.example"), User.role == Role.DOCTOR)
+        )
+        return connection.scalars(made.order_by(User.id).limit(most)).all()
