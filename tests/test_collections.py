@@ -1,0 +1,622 @@
+"""Collections: whole ones, pages, orders, filters and searches; what comes in wrong, and who hangs up."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import psycopg2
+import pytest
+from conftest import (
+    Client,
+    assert_refused,
+    counted_statements,
+    make_appointment,
+    make_patient,
+    make_report,
+    picture,
+    sign_in,
+    sign_up,
+    sql,
+)
+from flask import Flask
+from sqlalchemy import insert
+from werkzeug.test import EnvironBuilder, TestResponse
+
+MakeApp = Callable[..., Flask]
+TOO_MANY = "x" * 10_000
+
+
+def next_of(response: TestResponse) -> str | None:
+    """The address of the next page, None on the last one."""
+    link = response.headers.get("Link")
+    if link is None:
+        return None
+    found = re.fullmatch(r'<(.+)>; rel="next"', link)
+    assert found, link
+    return found[1]
+
+
+def pages(client: Client, path: str) -> Iterator[list[dict[str, Any]]]:
+    following: str | None = path
+    while following:
+        response = client.get(following)
+        assert response.status_code == 200, response.json
+        yield response.json
+        following = next_of(response)
+
+
+def all_pages(client: Client, path: str) -> list[int]:
+    return [row["id"] for page in pages(client, path) for row in page]
+
+
+def ids(response: TestResponse) -> list[int]:
+    assert response.status_code == 200, response.json
+    return [row["id"] for row in response.json]
+
+
+def found(client: Client, q: str, path: str = "/patients") -> list[str]:
+    response = client.get(path, query_string={"q": q})
+    assert response.status_code == 200, response.json
+    return [row["first_name"] for row in response.json]
+
+
+# --- Whole collections ---
+
+
+@pytest.mark.parametrize("path", ["/patients", "/appointment", "/reports"])
+def test_an_empty_collection_is_an_empty_array(doctor: Client, path: str) -> None:
+    assert doctor.get(path).data == b"[]"
+    assert doctor.get(f"{path}?limit=5").data == b"[]"
+
+
+def test_without_a_limit_all_is_streamed_in_pieces(app: Flask, doctor: Client) -> None:
+    many_patients(app, 1234)
+    response = doctor.http.get("/patients", headers={"Authorization": f"Bearer {doctor.token}"})
+    assert response.mimetype == "application/json"
+    assert "Content-Length" not in response.headers
+    pieces = list(response.iter_encoded())
+    assert len(pieces) > 2
+    assert len(json.loads(b"".join(pieces))) == 1234
+
+
+def test_a_record_is_the_same_alone_in_a_page_and_in_the_whole(doctor: Client) -> None:
+    patient = make_patient(doctor, admitted_at="2026-05-31T10:00", date_of_birth="1990-05-31", sex="female")
+    make_appointment(doctor, patient["id"])
+    report = make_report(doctor, patient["id"], picture(), picture(colour="red"))
+    for collection, one in (
+        ("/patients", f"/patient/{patient['id']}"),
+        ("/appointment", "/appointment/1"),
+        ("/users", "/user/1"),
+        ("/reports", f"/reports/{report['id']}"),
+    ):
+        shown = [doctor.get(path).json for path in (one, collection, f"{collection}?limit=1")]
+        alone, whole, page = (re.sub(r"\?reader=[^\"]*", "", json.dumps(body)) for body in shown)
+        assert json.loads(whole)[0] == json.loads(page)[0] == json.loads(alone)
+
+
+def test_a_report_without_images_left_is_shown_with_none(app: Flask, doctor: Client) -> None:
+    make_report(doctor, make_patient(doctor)["id"])
+    sql(app, "UPDATE images SET deleted_at = created_at")
+    assert doctor.get("/reports").json[0]["images"] == []
+
+
+def test_the_number_of_statements_does_not_depend_on_the_number_of_rows(app: Flask, doctor: Client) -> None:
+    make_report(doctor, make_patient(doctor)["id"])
+    numbers = []
+    for month in (3, 4):
+        with counted_statements(app) as statements:
+            for path in ("/reports", "/reports?limit=50", "/appointment?limit=50", "/patients?limit=50&total=true"):
+                assert doctor.get(path).status_code == 200
+        numbers.append(len(statements))
+        for number in range(6):
+            patient = make_patient(doctor)
+            make_report(doctor, patient["id"], picture(), picture(colour="red"))
+            make_appointment(doctor, patient["id"], f"2030-0{month}-{number + 1:02}T10:00")
+    assert numbers == [9, 9]
+
+
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("/patient/1", 2),
+        ("/patients?limit=100", 2),
+        ("/patients?limit=100&total=true", 3),
+        ("/patients?limit=100&q=amina", 2),
+        ("/patients?limit=100&sort=-admitted_at&status=admitted&status=ongoing", 2),
+        ("/appointment?limit=100", 2),
+        ("/reports?limit=100", 3),
+    ],
+)
+def test_reading_takes_few_statements(app: Flask, doctor: Client, path: str, most: int) -> None:
+    make_report(doctor, make_patient(doctor)["id"])
+    with counted_statements(app) as statements:
+        assert doctor.get(path).status_code == 200
+    assert len(statements) <= most, statements
+
+
+def test_creating_takes_few_statements(app: Flask, doctor: Client) -> None:
+    patient = make_patient(doctor)
+    with counted_statements(app) as for_patient:
+        make_patient(doctor)
+    with counted_statements(app) as for_appointment:
+        make_appointment(doctor, patient["id"])
+    assert len(for_patient) <= 6, for_patient
+    assert len(for_appointment) <= 6, for_appointment
+
+
+# --- Pages ---
+
+
+def test_pages_lead_on_to_the_last_one(doctor: Client) -> None:
+    made = [make_patient(doctor)["id"] for _ in range(7)]
+    assert [len(page) for page in pages(doctor, "/patients?limit=3")] == [3, 3, 1]
+    assert all_pages(doctor, "/patients?limit=3") == made
+    assert next_of(doctor.get("/patients?limit=7")) is None
+
+
+def test_a_page_is_as_it_was_when_rows_come_before_it_or_go(admin: Client) -> None:
+    made = [make_patient(admin, last_name=name)["id"] for name in ("B", "C", "D", "E")]
+    first = admin.get("/patients?limit=2&sort=last_name")
+    make_patient(admin, last_name="A")
+    admin.delete(f"/patient/{made[1]}")
+    following = next_of(first)
+    assert following
+    assert ids(admin.get(following)) == made[2:]
+
+
+def test_the_link_keeps_what_was_asked(doctor: Client) -> None:
+    for _ in range(3):
+        make_patient(doctor)
+    following = next_of(doctor.get("/patients?limit=1&status=admitted&status=critical&sort=last_name&total=true"))
+    assert following
+    asked = parse_qs(urlsplit(following).query)
+    assert asked.pop("cursor")
+    assert asked == {"limit": ["1"], "status": ["admitted", "critical"], "sort": ["last_name"], "total": ["true"]}
+
+
+def test_a_link_is_relative_or_by_the_public_url_never_by_the_host(app: Flask, make_app: MakeApp) -> None:
+    sign_up(app, "Ada", "admin")
+    public = make_app(PUBLIC_URL="https://api.clinic.example", JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"])
+    for served, begins in ((app, "/patients?"), (public, "https://api.clinic.example/patients?")):
+        ada = sign_in(served, "Ada")
+        make_patient(ada), make_patient(ada)
+        following = next_of(ada.get("/patients?limit=1", headers={"Host": "evil.example"}))
+        assert following
+        assert following.startswith(begins)
+
+
+def test_the_total_counts_what_the_filters_leave(doctor: Client, admin: Client) -> None:
+    for status in ("admitted", "critical", "critical"):
+        make_patient(doctor, status=status, first_name="Baraka")
+    admin.delete("/patient/3")
+    for asked, total in (("", 2), ("&status=critical", 1), ("&q=baraka", 2), ("&q=zebra", 0)):
+        assert doctor.get(f"/patients?limit=1&total=true{asked}").headers["X-Total-Count"] == str(total)
+    assert doctor.get("/patients?total=true").headers["X-Total-Count"] == "2"
+    assert "X-Total-Count" not in doctor.get("/patients?limit=1").headers
+
+
+def test_the_total_is_the_same_on_every_page(doctor: Client) -> None:
+    for _ in range(3):
+        make_patient(doctor)
+    following: str | None = "/patients?limit=1&total=true&sort=-last_name"
+    while following:
+        response = doctor.get(following)
+        assert response.headers["X-Total-Count"] == "3"
+        following = next_of(response)
+
+
+# --- Orders ---
+
+
+def test_patients_come_by_name_and_by_admission(doctor: Client) -> None:
+    for last, first, admitted in (
+        ("Otieno", "Baraka", "2026-03-01T10:00"),
+        ("Kamau", "Zawadi", None),
+        ("Otieno", "Amina", "2026-01-01T10:00"),
+        ("Achieng", "Juma", None),
+        ("Kamau", "Zawadi", "2026-03-01T10:00"),
+    ):
+        make_patient(doctor, last_name=last, first_name=first, admitted_at=admitted)
+    for order, expected in (
+        ("id", [1, 2, 3, 4, 5]),
+        ("-id", [5, 4, 3, 2, 1]),
+        ("last_name", [4, 2, 5, 3, 1]),
+        ("-last_name", [1, 3, 5, 2, 4]),
+        ("admitted_at", [3, 1, 5, 2, 4]),  # the unknown last,
+        ("-admitted_at", [5, 1, 3, 4, 2]),  # whichever way
+    ):
+        assert ids(doctor.get(f"/patients?sort={order}")) == expected
+        for limit in (1, 2, 3, 4, 5):
+            assert all_pages(doctor, f"/patients?limit={limit}&sort={order}") == expected
+
+
+def test_appointments_and_reports_come_by_their_times(app: Flask, doctor: Client) -> None:
+    patient = make_patient(doctor)["id"]
+    for day in (3, 1, 2):
+        make_appointment(doctor, patient, f"2030-03-0{day}T10:00")
+        make_report(doctor, patient)
+    sql(app, "UPDATE reports SET created_at = (SELECT created_at FROM reports WHERE id = 1)")
+    for path, order, expected in (
+        ("/appointment", "appointment_datetime", [2, 3, 1]),
+        ("/appointment", "-appointment_datetime", [1, 3, 2]),
+        ("/reports", "created_at", [1, 2, 3]),
+        ("/reports", "-created_at", [3, 2, 1]),
+        ("/reports", "-id", [3, 2, 1]),
+        ("/users", "-last_name", [2, 1]),
+    ):
+        assert ids(doctor.get(f"{path}?sort={order}")) == expected
+        assert all_pages(doctor, f"{path}?limit=1&sort={order}") == expected
+
+
+# --- Filters ---
+
+
+def test_repeated_keys_mean_any_of_in_every_order(doctor: Client) -> None:
+    for number, status in enumerate(("admitted", "critical", "healed", "critical", "admitted")):
+        admitted = None if number % 2 else f"2026-01-0{number + 1}T10:00"
+        make_patient(doctor, status=status, admitted_at=admitted)
+    assert ids(doctor.get("/patients?status=Critical")) == [2, 4]
+    for order in ("id", "-id", "last_name", "admitted_at", "-admitted_at"):
+        path = f"/patients?status=critical&status=admitted&status=critical&sort={order}"
+        whole = ids(doctor.get(path))
+        assert sorted(whole) == [1, 2, 4, 5]
+        for limit in (1, 2, 3):
+            assert all_pages(doctor, f"{path}&limit={limit}") == whole
+
+
+def test_patients_by_their_admission_come_in_its_order(doctor: Client) -> None:
+    for admitted in ("2026-03-02T00:00", "2026-03-01T23:59", None, "2026-02-28T10:00"):
+        make_patient(doctor, admitted_at=admitted)
+    assert ids(doctor.get("/patients?admitted_from=2026-03-01")) == [2, 1]
+    assert ids(doctor.get("/patients?admitted_to=2026-03-01")) == [4, 2]  # the whole of that day
+    assert ids(doctor.get("/patients?admitted_to=2026-03-01T23:58")) == [4]
+    assert ids(doctor.get("/patients?admitted_from=2026-03-02T00:00&admitted_to=2026-03-02T00:00")) == [1]
+    assert ids(doctor.get("/patients?admitted_from=2026-01-01&sort=-id")) == [4, 2, 1]
+    assert all_pages(doctor, "/patients?admitted_from=2026-01-01&limit=1") == [4, 2, 1]
+
+
+def test_the_days_of_a_filter_are_the_clinics(app: Flask, make_app: MakeApp, doctor: Client) -> None:
+    make_patient(doctor, admitted_at="2026-03-01T22:00:00Z")
+    nairobi = make_app(TIMEZONE="Africa/Nairobi", JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"])
+    for served, expected in ((app, [1]), (nairobi, [])):
+        dora = Client(served, doctor.token)
+        assert ids(dora.get("/patients?admitted_from=2026-03-01&admitted_to=2026-03-01")) == expected
+
+
+def test_appointments_by_doctor_patient_status_and_time(doctor: Client, other_doctor: Client) -> None:
+    first, second = (make_patient(doctor)["id"] for _ in range(2))
+    make_appointment(doctor, first, "2030-03-01T10:00")
+    make_appointment(other_doctor, first, "2030-03-02T10:00")
+    make_appointment(doctor, second, "2030-03-03T10:00", status="confirmed")
+    mine, theirs = doctor.user["id"], other_doctor.user["id"]
+    for asked, expected in (
+        (f"user_id={mine}", [1, 3]),
+        (f"user_id={mine}&user_id={theirs}", [1, 2, 3]),
+        (f"patient_id={first}", [1, 2]),
+        (f"patient_id={first}&user_id={theirs}", [2]),
+        ("status=Confirmed&status=cancelled", [3]),
+        ("from=2030-03-02&to=2030-03-02", [2]),
+        (f"from=2030-03-02&user_id={mine}&sort=-appointment_datetime", [3]),
+        ("user_id=999", []),
+    ):
+        assert ids(doctor.get(f"/appointment?{asked}")) == expected
+        assert all_pages(doctor, f"/appointment?limit=1&{asked}") == expected
+
+
+def test_more_values_than_are_looked_up_one_by_one(doctor: Client) -> None:
+    patients = [make_patient(doctor)["id"] for _ in range(20)]
+    for number, patient in enumerate(patients):
+        make_appointment(doctor, patient, f"2030-03-{number + 1:02}T10:00")
+    asked = "&".join(f"patient_id={patient}" for patient in patients[:18])
+    assert all_pages(doctor, f"/appointment?limit=5&{asked}") == list(range(1, 19))
+
+
+def test_reports_by_author_patient_and_time(doctor: Client, other_doctor: Client) -> None:
+    patient = make_patient(doctor)["id"]
+    make_report(doctor, patient)
+    make_report(other_doctor, patient)
+    assert ids(doctor.get(f"/reports?user_id={doctor.user['id']}")) == [1]
+    assert ids(doctor.get(f"/reports?patient_id={patient}&from=2020-01-01")) == [1, 2]
+    assert ids(doctor.get("/reports?to=2020-01-01")) == []
+
+
+def test_the_staff_by_role_and_whether_they_are_active(admin: Client, doctor: Client, other_doctor: Client) -> None:
+    admin.patch(f"/user/{other_doctor.user['id']}", {"is_active": False})
+    assert ids(admin.get("/users?role=doctor")) == [2, 3]
+    assert ids(admin.get("/users?role=admin&role=user")) == [1, 2, 3]
+    assert ids(admin.get("/users?is_active=true")) == [1, 2]
+    assert ids(admin.get("/users?is_active=false&role=doctor")) == [3]
+
+
+# --- Searches ---
+
+
+JOSE = ["josé", "jose", "JOSE", "jo", "jose\u0301", "obrien", "O'Brien", "o’brien", "łoś", "los", "jose los", "obr jos"]
+NUMBER = ["+254 712 345 678", "254712", "+254712", "345678", "712345678", "los 2547"]
+
+
+@pytest.mark.parametrize("q", [*JOSE, *NUMBER])
+def test_a_patient_is_found_by_what_a_word_of_theirs_begins_with(doctor: Client, q: str) -> None:
+    make_patient(doctor, first_name="José Mary", last_name="O'Brien-Łoś", phone_number="+254 (712) 345-678")
+    make_patient(doctor, first_name="Nobody", last_name="Else", phone_number="111111")
+    assert found(doctor, q) == ["José Mary"]
+    assert found(doctor, q.upper()) == ["José Mary"]
+
+
+@pytest.mark.parametrize(
+    "q", ["ose", "rien", "712345", "jose zebra", "%", "_", "%ose", "'", '"', "--", "\\", "<876", "**"]
+)
+def test_and_by_nothing_else(doctor: Client, q: str) -> None:
+    make_patient(doctor, first_name="José", last_name="O'Brien", phone_number="+254 712 345 678")
+    assert found(doctor, q) == []
+    assert doctor.get("/patients", query_string={"q": q, "limit": 5, "total": True}).headers["X-Total-Count"] == "0"
+
+
+def test_a_patient_is_found_by_the_beginning_of_the_mrn(doctor: Client) -> None:
+    patient = make_patient(doctor, phone_number="000")
+    assert found(doctor, patient["mrn"]) == found(doctor, patient["mrn"][:6]) == ["Amina"]
+    assert found(doctor, f"{patient['mrn'][:3]} {patient['mrn'][3:]}") == ["Amina"]
+    assert found(doctor, patient["mrn"][4:]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "q"),
+    [("محمد", "محم"), ("مُحَمَّد", "محمد"), ("Ελένη", "ελενη"), ("Straße", "STRASSE"), ("İpek", "ipek"), ("李小龍", "李")],
+)
+def test_names_of_every_script_are_found(doctor: Client, name: str, q: str) -> None:
+    make_patient(doctor, first_name=name)
+    assert found(doctor, q) == [name]
+
+
+def test_numbers_may_be_asked_in_other_digits(doctor: Client) -> None:
+    make_patient(doctor, phone_number="0712 345 678")
+    assert found(doctor, "٠٧١٢") == ["Amina"]
+
+
+def test_a_patient_who_matches_twice_comes_once_and_matches_come_in_their_order(doctor: Client) -> None:
+    for first, last in (("Anna", "Annan"), ("Zoe", "Anders"), ("Andy", "Anders"), ("Ben", "Zulu"), ("Anna", "Zulu")):
+        make_patient(doctor, first_name=first, last_name=last, phone_number="000")
+    expected = ["Zoe", "Andy", "Anna", "Anna"]
+    assert found(doctor, "an") == expected
+    by_page = [[row["first_name"] for row in page] for page in pages(doctor, "/patients?q=an&limit=1")]
+    assert [name for page in by_page for name in page] == expected
+    assert doctor.get("/patients?q=an&limit=1&total=true").headers["X-Total-Count"] == "4"
+    assert all_pages(doctor, "/patients?q=an+z&limit=1") == [2, 5]
+
+
+def test_a_search_by_the_end_of_a_number_goes_on_over_pages(doctor: Client) -> None:
+    for number in ("0712 000 111", "111 222", "555 111", "111 111"):
+        make_patient(doctor, phone_number=number)
+    sought = {row["phone_number"] for page in pages(doctor, "/patients?q=111&limit=1") for row in page}
+    assert sought == {"0712 000 111", "111 222", "555 111", "111 111"}
+    assert len(all_pages(doctor, "/patients?q=111&limit=1")) == 4
+
+
+def test_a_search_and_filters_go_together(doctor: Client, admin: Client) -> None:
+    for status in ("admitted", "critical", "critical"):
+        make_patient(doctor, status=status)
+    admin.delete("/patient/3")
+    assert ids(doctor.get("/patients?q=amina&status=critical")) == [2]
+    assert ids(doctor.get("/patients?q=amina")) == [1, 2]
+
+
+def test_a_new_name_or_number_is_found_and_the_old_is_not(doctor: Client) -> None:
+    make_patient(doctor)
+    doctor.patch("/patient/1", {"first_name": "Zawadi", "phone_number": "0999 111"})
+    assert found(doctor, "zawadi wanjiru 0999") == ["Zawadi"]
+    assert found(doctor, "amina") == found(doctor, "254") == []
+
+
+def test_an_archived_patient_is_not_found_until_restored(doctor: Client, admin: Client) -> None:
+    make_patient(doctor)
+    admin.delete("/patient/1")
+    assert found(doctor, "amina") == []
+    admin.post("/patient/1/restore")
+    assert found(doctor, "amina") == ["Amina"]
+
+
+def test_the_staff_are_found_by_name(doctor: Client, admin: Client) -> None:
+    assert found(doctor, "dor", "/users") == ["Dora"]
+    assert found(doctor, "otieno", "/users") == ["Ada", "Dora"]
+    doctor.patch(f"/user/{doctor.user['id']}", {"first_name": "Thea"})
+    assert found(doctor, "dor", "/users") == []
+    assert found(doctor, "thea oti", "/users") == ["Thea"]
+
+
+def test_an_empty_search_is_none(doctor: Client) -> None:
+    make_patient(doctor)
+    assert found(doctor, "") == found(doctor, "  ") == ["Amina"]
+
+
+def many_patients(app: Flask, number: int) -> None:
+    """By one bulk insert of the session's."""
+    from models import Patient, db, now
+
+    row = {"last_name": "Wanjiru", "phone_number": "0712", "created_at": now(), "updated_at": now(), "version": 1}
+    with app.app_context():
+        db.session.execute(
+            insert(Patient), [{**row, "mrn": f"{n:010}", "first_name": f"Bulk{n}"} for n in range(number)]
+        )
+        db.session.commit()
+
+
+def test_patients_of_a_bulk_insert_are_found(app: Flask, doctor: Client) -> None:
+    make_patient(doctor)
+    many_patients(app, 3)
+    assert found(doctor, "bulk") == ["Bulk0", "Bulk1", "Bulk2"]
+    assert found(doctor, "wanjiru") == ["Amina", "Bulk0", "Bulk1", "Bulk2"]
+
+
+# --- Bad input ---
+
+
+@pytest.mark.parametrize("path", ["/patients", "/users", "/appointment", "/reports"])
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=501", "limit"),
+        ("limit=abc", "limit"),
+        ("limit=", "limit"),
+        ("limit=1.5", "limit"),
+        ("limit=99999999999999999999", "limit"),
+        ("limit=5&limit=6", "limit"),
+        ("limit=5&cursor=made-up", "cursor"),
+        ("limit=5&cursor=", "cursor"),
+        ("limit=5&cursor=W10", "cursor"),
+        ("limit=5&cursor=%00%ff", "cursor"),
+        ("limit=5&cursor=" + "x" * 3000, "cursor"),
+        ("cursor=abc", "cursor"),
+        ("sort=shoe_size", "sort"),
+        ("sort=password", "sort"),
+        ("sort=", "sort"),
+        ("sort=id&sort=-id", "sort"),
+        ("total=perhaps", "total"),
+        ("offset=10", "offset"),
+        ("page=2", "page"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_by_name(doctor: Client, path: str, asked: str, field: str) -> None:
+    assert_refused(doctor.get(f"{path}?{asked}"), 422, field)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/patients?status=well", "status.0"),
+        ("/patients?admitted_from=yesterday", "admitted_from"),
+        ("/patients?admitted_to=2026-13-01", "admitted_to"),
+        ("/patients?q=" + TOO_MANY, "q"),
+        ("/patients?q=a%00b", "q"),
+        ("/patients?q=amina&sort=id", "sort"),
+        ("/patients?role=doctor", "role"),
+        ("/users?role=nurse", "role.0"),
+        ("/users?is_active=perhaps", "is_active"),
+        ("/appointment?user_id=0", "user_id.0"),
+        ("/appointment?user_id=99999999999", "user_id.0"),
+        ("/appointment?patient_id=abc", "patient_id.0"),
+        ("/appointment?from=noon", "from"),
+        ("/appointment?from_=2030-01-01", "from_"),
+        ("/appointment?q=amina", "q"),
+        ("/reports?status=admitted", "status"),
+        ("/appointment?" + "&".join(f"user_id={n}" for n in range(1, 102)), "user_id"),
+    ],
+)
+def test_a_wrong_filter_is_refused_by_name(doctor: Client, path: str, field: str) -> None:
+    assert_refused(doctor.get(path), 422, field)
+
+
+def test_a_cursor_is_good_for_its_own_collection_order_and_filters_alone(app: Flask, doctor: Client) -> None:
+    for number in range(3):
+        patient = make_patient(doctor)["id"]
+        make_report(doctor, patient)
+        make_appointment(doctor, patient, f"2030-03-0{number + 1}T10:00")
+    following = next_of(doctor.get("/patients?limit=1&sort=last_name&status=admitted"))
+    assert following
+    [cursor] = parse_qs(urlsplit(following).query)["cursor"]
+    assert doctor.get(f"/patients?limit=2&sort=last_name&status=admitted&cursor={cursor}").status_code == 200
+    for other in (
+        "/patients?limit=1&sort=last_name",
+        "/patients?limit=1&sort=-last_name&status=admitted",
+        "/patients?limit=1&status=admitted",
+        "/patients?limit=1&sort=last_name&status=critical",
+        "/patients?limit=1&q=amina&status=admitted",
+        "/users?limit=1&sort=last_name",
+        "/appointment?limit=1",
+        "/reports?limit=1",
+    ):
+        assert_refused(doctor.get(f"{other}&cursor={cursor}"), 422, "cursor")
+    changed = cursor[:-2] + ("AA" if cursor[-2:] != "AA" else "BB")
+    assert_refused(doctor.get(f"/patients?limit=1&sort=last_name&status=admitted&cursor={changed}"), 422, "cursor")
+
+
+# --- Connections ---
+
+
+def stream_of(app: Flask, client: Client, path: str = "/patients") -> Any:
+    """The answer as the WSGI server has it: to be iterated, and closed."""
+    environ = EnvironBuilder(path, headers={"Authorization": f"Bearer {client.token}"}).get_environ()
+    return app.wsgi_app(environ, lambda *_: None)
+
+
+def checked_out(app: Flask) -> int:
+    with app.app_context():
+        return int(app.extensions["sqlalchemy"].engine.pool.checkedout())
+
+
+def test_a_client_that_hangs_up_in_the_middle_leaves_no_connection_behind(app: Flask, doctor: Client) -> None:
+    many_patients(app, 2000)
+    before = checked_out(app)
+    for read in (0, 1, 2):
+        answer = stream_of(app, doctor)
+        pieces = iter(answer)
+        for _ in range(read):
+            next(pieces)
+        assert checked_out(app) == before + 1
+        answer.close()
+        assert checked_out(app) == before
+    assert len(doctor.get("/patients").json) == 2000
+
+
+def test_a_stream_has_one_connection_and_other_requests_none(app: Flask, doctor: Client) -> None:
+    many_patients(app, 1200)
+    answers = [stream_of(app, doctor) for _ in range(3)]
+    assert checked_out(app) == 3
+    for path in ("/patient/1", "/patients?limit=3", "/me", "/users", "/nowhere", "/patients?limit=0", "/patient/99999"):
+        doctor.get(path)
+        assert checked_out(app) == 3
+    assert [len(json.loads(b"".join(answer))) for answer in answers] == [1200] * 3
+    for answer in answers:
+        answer.close()
+    assert checked_out(app) == 0
+
+
+def test_what_fails_before_the_first_row_is_an_error_and_leaves_no_connection(app: Flask, doctor: Client) -> None:
+    sql(app, "ALTER TABLE patients RENAME TO lost")
+    try:
+        assert doctor.get("/patients").status_code == 500
+        assert checked_out(app) == 0
+    finally:
+        sql(app, "ALTER TABLE lost RENAME TO patients")
+
+
+def test_what_fails_later_breaks_the_connection_and_never_closes_the_array(
+    app: Flask, make_app: MakeApp, doctor: Client
+) -> None:
+    many_patients(app, 1500)
+    sql(app, "UPDATE patients SET created_at = '0001-01-01 00:00:00.000000' WHERE id = 1200")  # in New York: the year 0
+    served = make_app(TIMEZONE="America/New_York", JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"])
+    answer = stream_of(served, doctor)
+    sent: list[bytes] = []
+    with pytest.raises(OverflowError):
+        sent.extend(answer)
+    answer.close()
+    assert sent[0].startswith(b"[{")
+    assert b'"id":1000,' in sent[-1]
+    assert not sent[-1].endswith(b"]")
+    assert checked_out(served) == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_statement_that_takes_too_long_is_given_up(app: Flask, make_app: MakeApp, doctor: Client) -> None:
+    hurried = Client(make_app(STATEMENT_TIMEOUT=1, JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"]), doctor.token)
+    patient = make_patient(hurried)
+    with psycopg2.connect(app.config["DATABASE_URL"].replace("+psycopg2", "")) as connection:
+        connection.cursor().execute("LOCK TABLE patients IN ACCESS EXCLUSIVE MODE")
+        for ask in (
+            lambda: hurried.get("/patient/1"),
+            lambda: hurried.get("/patients"),
+            lambda: hurried.get("/patients?limit=5"),
+            lambda: hurried.patch("/patient/1", {"first_name": "Zawadi"}),
+        ):
+            began = time.monotonic()
+            assert_refused(ask(), 503)
+            assert time.monotonic() - began < 20
+        connection.rollback()
+    connection.close()
+    assert hurried.get("/patient/1").json == patient
+    assert checked_out(hurried.app) == 0

@@ -1,0 +1,121 @@
+"""Every page, search and filter goes by an index, on both engines: what it reads does not grow with the table."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from conftest import Client, counted_statements, make_patient, sql
+from flask import Flask
+from test_collections import next_of
+
+from bench.fill import RARE, fill
+
+ROWS = 20_000
+LIMIT = 20
+MOST_ROWS = 1_000  # that a page of 20 may touch: 16 branches with 21 rows each, and their names and images
+
+PATIENTS = [
+    *(f"sort={sign}{order}{status}" for order in ("id", "last_name", "admitted_at") for sign in ("", "-")
+      for status in ("", "&status=admitted", "&status=admitted&status=outpatient&status=critical")),
+    "admitted_from=2020-03-01",
+    "admitted_to=2020-03-01&sort=-admitted_at",
+    "admitted_from=2020-03-01&admitted_to=2020-03-02&status=admitted",
+    *(f"q={q}" for q in (RARE, "k", "1", "2547", "zebra", f"{RARE}+ka", "<5")),
+]  # fmt: skip
+APPOINTMENTS = [
+    *(f"sort={sign}{order}{asked}" for order in ("id", "appointment_datetime") for sign in ("", "-")
+      for asked in ("", "&user_id=5", "&user_id=5&user_id=6", "&patient_id=7", "&status=scheduled", "&status=pending"
+                    "&status=scheduled")),
+    "from=2020-01-05",
+    "from=2020-01-05&to=2020-01-06&user_id=5",
+    "to=2020-01-05&status=scheduled&sort=-appointment_datetime",
+]  # fmt: skip
+REPORTS = [
+    *(f"sort={sign}{order}{asked}" for order in ("id", "created_at") for sign in ("", "-")
+      for asked in ("", "&user_id=5", "&user_id=5&user_id=6", "&patient_id=7")),
+    "from=2020-01-05&to=2020-01-06",
+    "from=2020-01-05&user_id=5",
+]  # fmt: skip
+USERS = ["sort=id", "sort=-last_name", "q=doctor", "q=no7"]
+ASKED = {"patients": PATIENTS, "appointment": APPOINTMENTS, "reports": REPORTS, "users": USERS}
+BIG = "patients|appointments|reports|images|patient_words|user_words"
+
+
+@pytest.fixture
+def large(app: Flask, doctor: Client) -> Client:
+    """Someone at a large clinic."""
+    with app.app_context():
+        fill(app.extensions["sqlalchemy"].engine, patients=ROWS, appointments=ROWS, reports=ROWS, doctors=20)
+    return doctor
+
+
+def statements_of(client: Client, path: str) -> tuple[list[str], str | None]:
+    """What the page asks of the database, the guard aside, and the address of the next one."""
+    with counted_statements(client.app) as statements:
+        response = client.get(path)
+    assert response.status_code == 200, response.json
+    return [statement for statement in statements if "login_sessions" not in statement], next_of(response)
+
+
+def test_every_page_goes_by_an_index(app: Flask, large: Client) -> None:
+    bad = []
+    for collection, several in ASKED.items():
+        for asked in several:
+            path: str | None = f"/{collection}?limit={LIMIT}&{asked}"
+            for number in (1, 2):
+                if path is None:
+                    break
+                here = path
+                [statement], path = statements_of(large, here)
+                bad += [f"{here.partition('&cursor')[0]}, page {number}: {why}" for why in faults(app, statement)]
+    assert not bad, "\n".join(bad)
+
+
+def faults(app: Flask, statement: str) -> Iterator[str]:
+    if app.config["DATABASE_URL"].startswith("sqlite"):
+        yield from faults_on_sqlite(app, statement)
+        return
+    [[plan]] = sql(app, "EXPLAIN (ANALYZE, FORMAT JSON) " + statement.replace(":", "\\:"))
+    [top] = plan if isinstance(plan, list) else json.loads(plan)
+    for node in nodes(top["Plan"]):
+        rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+        if rows > MOST_ROWS:
+            yield f"{node['Node Type']} of {node.get('Relation Name', '')} reads {rows:.0f} rows"
+
+
+def nodes(plan: dict) -> Iterator[dict]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def faults_on_sqlite(app: Flask, statement: str) -> Iterator[str]:
+    plan = [row[3] for row in sql(app, "EXPLAIN QUERY PLAN " + statement.replace(":", "\\:"))]
+    by_id = re.search(r"ORDER BY (patients|appointments|reports|users)\.id( DESC)?\s+LIMIT", statement)
+    for line in plan:
+        if re.match(rf"SCAN ({BIG})$", line) and not by_id:  # the table is in the order of its ids
+            yield line
+        few = "patient_id =" in statement or "LIST SUBQUERY" in " ".join(plan) or "match" in statement
+        if "TEMP B-TREE FOR ORDER BY" in line and not few:
+            yield line
+
+
+@pytest.mark.parametrize("path", ["/patient/77", "/appointment/77", "/reports/77", "/user/7"])
+def test_a_record_is_read_by_its_id(app: Flask, large: Client, path: str) -> None:
+    [statement], _ = statements_of(large, path)
+    assert list(faults(app, statement)) == []
+
+
+def test_a_full_scan_would_be_seen(app: Flask, large: Client) -> None:
+    assert list(faults(app, "SELECT id FROM patients WHERE doctor_summary = 'x' ORDER BY diagnosis LIMIT 20"))
+
+
+def test_a_filled_table_is_found_as_any_other(large: Client) -> None:
+    """The words that the bench fills in are those that the models write."""
+    patient = make_patient(large, first_name="Kaka", last_name=RARE.capitalize(), phone_number="+254799999999")
+    filled = large.get("/patient/1").json
+    for one in (patient, filled):
+        for q in (one["first_name"], one["last_name"], one["mrn"], one["phone_number"], one["phone_number"][-6:]):
+            found = large.get("/patients", query_string={"q": f"{RARE} {q}"}).json
+            assert one["id"] in [row["id"] for row in found], q

@@ -1,0 +1,488 @@
+"""Who changed what, when; and whether anyone has tampered with it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from conftest import (
+    PASSWORD,
+    Client,
+    files,
+    make_appointment,
+    make_patient,
+    make_report,
+    picture,
+    run_cli,
+    sign_in,
+    sign_up,
+    sql,
+)
+from flask import Flask
+from sqlalchemy import insert, select
+
+import audit
+from models import AuditEntry, AuditHead
+
+WHOLE = (0, "The history is whole.\n")
+
+
+def told(client: Client, address: str) -> list[dict[str, Any]]:
+    response = client.get(f"{address}/history")
+    assert response.status_code == 200, response.json
+    return list(response.json)
+
+
+def fields(entry: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {name: (change["from"], change["to"]) for name, change in entry["changes"].items()}
+
+
+# --- What is written ---
+
+
+def test_every_change_is_written_down_with_its_actor(admin: Client, doctor: Client) -> None:
+    address = f"/patient/{make_patient(doctor)['id']}"
+    doctor.patch(address, {"diagnosis": "Malaria"})
+    admin.delete(address)
+    admin.post(f"{address}/restore")
+    assert [(entry["action"], entry["version"], entry["actor_id"]) for entry in told(admin, address)] == [
+        ("create", 1, doctor.user["id"]),
+        ("change", 2, doctor.user["id"]),
+        ("archive", 3, admin.user["id"]),
+        ("restore", 4, admin.user["id"]),
+    ]
+
+
+def test_a_change_says_what_from_and_what_to(doctor: Client) -> None:
+    address = f"/patient/{make_patient(doctor, admitted_at='2026-03-01T10:00:00+03:00')['id']}"
+    doctor.patch(address, {"diagnosis": "Malaria", "first_name": "Amina", "date_of_birth": "1990-05-31"})
+    doctor.patch(address, {"admitted_at": "2026-03-02T10:00:00Z", "date_of_birth": None})
+    created, first, second = told(doctor, address)
+    assert fields(created)["diagnosis"] == (None, "")
+    assert fields(created)["admitted_at"] == (None, "2026-03-01T07:00:00+00:00")
+    assert fields(first) == {"diagnosis": ("", "Malaria"), "date_of_birth": (None, "1990-05-31")}
+    assert fields(second) == {
+        "admitted_at": ("2026-03-01T07:00:00+00:00", "2026-03-02T10:00:00+00:00"),
+        "date_of_birth": ("1990-05-31", None),
+    }
+
+
+def test_what_changes_nothing_leaves_no_line_and_no_version(doctor: Client) -> None:
+    patient = make_patient(doctor)
+    address = f"/patient/{patient['id']}"
+    assert doctor.patch(address, patient).json["version"] == 1
+    assert len(told(doctor, address)) == 1
+
+
+def test_what_is_refused_leaves_no_line(app: Flask, doctor: Client) -> None:
+    patient = make_patient(doctor, admitted_at="2026-03-01T10:00")["id"]
+    before = sql(app, "SELECT count(*) FROM audit_entries")
+    assert doctor.patch(f"/patient/{patient}", {"discharged_at": "2026-02-01T10:00"}).status_code == 422
+    assert sql(app, "SELECT count(*) FROM audit_entries") == before
+
+
+def test_an_appointments_history_says_what_became_of_it(admin: Client, doctor: Client) -> None:
+    address = f"/appointment/{make_appointment(doctor, make_patient(doctor)['id'])['id']}"
+    doctor.patch(address, {"status": "cancelled"})
+    doctor.delete(address)
+    entries = told(admin, address)
+    assert [entry["action"] for entry in entries] == ["create", "change", "archive"]
+    assert fields(entries[0])["appointment_datetime"] == (None, "2030-03-01T10:00:00+00:00")
+    assert fields(entries[1]) == {"status": ("scheduled", "cancelled")}
+
+
+def test_a_reports_history_has_its_images(doctor: Client) -> None:
+    address = f"/reports/{make_report(doctor, make_patient(doctor)['id'])['id']}"
+    doctor.patch(address, data={"images": files(picture("JPEG")), "replace_images": "true", "diagnosis": "Fracture"})
+    assert {(entry["kind"], entry["record_id"], entry["action"]) for entry in told(doctor, address)} == {
+        ("report", 1, "create"),
+        ("image", 1, "create"),
+        ("image", 2, "create"),
+        ("report", 1, "change"),
+        ("image", 1, "archive"),
+    }
+
+
+def test_a_password_is_only_said_to_have_changed(app: Flask, doctor: Client) -> None:
+    doctor.post("/me/password", {"current_password": PASSWORD, "new_password": "another horse battery"})
+    created, changed = told(sign_in(app, "Dora", "another horse battery"), f"/user/{doctor.user['id']}")
+    assert fields(created)["password"] == (None, "changed")
+    assert fields(changed) == {"password": (None, "changed")}
+    everything = "".join(str(row) for row in sql(app, "SELECT * FROM audit_entries"))
+    assert "$2b$" not in everything
+    assert "horse" not in everything
+
+
+def test_an_account_that_an_administrator_makes_is_theirs_to_answer_for(admin: Client) -> None:
+    body = {"first_name": "Otto", "last_name": "Otieno", "email": "otto@clinic.test", "password": PASSWORD}
+    made = admin.post("/signup", body).json
+    assert told(admin, f"/user/{made['id']}")[0]["actor_id"] == admin.user["id"]
+
+
+def test_an_account_that_one_makes_oneself_has_no_actor(admin: Client, app: Flask) -> None:
+    made = sign_up(app, "Otto")
+    assert told(admin, f"/user/{made['id']}")[0]["actor_id"] is None
+
+
+def test_an_entry_names_the_request_that_made_it(doctor: Client) -> None:
+    body = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712345678"}
+    made = doctor.post("/patients", body, headers={"X-Request-ID": "ward-7.42"})
+    assert told(doctor, f"/patient/{made.json['id']}")[0]["request_id"] == "ward-7.42"
+    changed = doctor.patch(f"/patient/{made.json['id']}", {"diagnosis": "Malaria"})
+    assert told(doctor, f"/patient/{made.json['id']}")[1]["request_id"] == changed.headers["X-Request-ID"]
+
+
+def test_sign_ins_and_failed_ones_are_written_down(app: Flask, admin: Client, doctor: Client) -> None:
+    Client(app).post("/login", {"email": "dora@clinic.test", "password": "not the right one"})
+    Client(app).post("/login", {"email": "nobody@clinic.test", "password": "not the right one"})
+    admin.patch(f"/user/{doctor.user['id']}", {"is_active": False})
+    Client(app).post("/login", {"email": "dora@clinic.test", "password": PASSWORD})
+    newest = admin.get("/audit?kind=sign-in").json[:4]
+    assert [(entry["action"], entry["actor_id"], fields(entry)["email"][1]) for entry in newest] == [
+        ("sign-in refused", doctor.user["id"], "dora@clinic.test"),
+        ("sign-in failed", None, "nobody@clinic.test"),
+        ("sign-in failed", doctor.user["id"], "dora@clinic.test"),
+        ("sign-in", doctor.user["id"], "dora@clinic.test"),
+    ]
+    assert fields(newest[0])["address"] == (None, "127.0.0.1")
+
+
+def test_sign_ins_at_once_make_one_chain(app: Flask, admin: Client) -> None:
+    sql(app, "DELETE FROM audit_entries WHERE kind = 'sign-in'")
+    sql(app, "DELETE FROM audit_heads WHERE kind = 'sign-in'")
+    sql(app, "DELETE FROM login_sessions")
+    threads = [threading.Thread(target=sign_in, args=(app, "Ada")) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row[0] for row in sql(app, "SELECT seq FROM audit_entries WHERE kind = 'sign-in' ORDER BY id")] == [
+        1, 2, 3, 4, 5, 6,
+    ]  # fmt: skip
+    assert run_cli(app, "audit", "verify") == WHOLE
+
+
+def test_changes_of_one_record_at_once_make_one_chain(app: Flask, doctor: Client) -> None:
+    address = f"/patient/{make_patient(doctor)['id']}"
+    threads = [
+        threading.Thread(target=Client(app, doctor.token).patch, args=(address, {"diagnosis": f"Guess {n}"}))
+        for n in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    entries = told(doctor, address)
+    assert [entry["version"] for entry in entries] == [1, 2, 3, 4, 5, 6, 7]
+    steps = [fields(entry)["diagnosis"] for entry in entries]
+    assert [step[0] for step in steps[1:]] == [step[1] for step in steps[:-1]]
+    assert run_cli(app, "audit", "verify") == WHOLE
+
+
+# --- Who may read it ---
+
+
+def test_a_history_is_for_administrators_and_who_may_edit_the_record(
+    anonymous: Client, admin: Client, doctor: Client, other_doctor: Client
+) -> None:
+    patient = make_patient(doctor)["id"]
+    appointment, report = make_appointment(doctor, patient)["id"], make_report(doctor, patient)["id"]
+    own = (f"/appointment/{appointment}", f"/reports/{report}", f"/user/{doctor.user['id']}")
+    for address in own:
+        statuses = [who.get(f"{address}/history").status_code for who in (admin, doctor, other_doctor, anonymous)]
+        assert statuses == [200, 200, 403, 401], address
+    assert other_doctor.get(f"/patient/{patient}/history").status_code == 200
+
+
+def test_an_archived_records_history_is_for_administrators(admin: Client, doctor: Client) -> None:
+    patient = make_patient(doctor)["id"]
+    admin.delete(f"/patient/{patient}")
+    assert doctor.get(f"/patient/{patient}/history").status_code == 404
+    assert told(admin, f"/patient/{patient}")[-1]["action"] == "archive"
+
+
+def test_the_history_of_all_is_for_administrators(anonymous: Client, admin: Client, doctor: Client) -> None:
+    assert [who.get("/audit").status_code for who in (admin, doctor, anonymous)] == [200, 403, 401]
+
+
+def test_the_history_of_all_is_read_page_by_page_the_newest_first(admin: Client, doctor: Client) -> None:
+    make_report(doctor, make_patient(doctor)["id"])
+    everything = admin.get("/audit").json
+    assert [entry["id"] for entry in everything] == sorted((entry["id"] for entry in everything), reverse=True)
+    first = admin.get("/audit?limit=3").json
+    second = admin.get(f"/audit?limit=500&before={first[-1]['id']}").json
+    assert first + second == everything
+
+
+def test_the_history_of_all_is_filtered_by_actor_kind_and_time(admin: Client, doctor: Client) -> None:
+    patient = make_patient(doctor)["id"]
+    make_report(admin, patient, user_id=doctor.user["id"])
+    admin.patch(f"/patient/{patient}", {"diagnosis": "Malaria"})
+    everything = admin.get("/audit").json
+
+    def found(query: str) -> list[tuple[str, str]]:
+        return [(entry["kind"], entry["action"]) for entry in admin.get(f"/audit?{query}").json]
+
+    assert found(f"actor={admin.user['id']}&kind=patient") == [("patient", "change")]
+    assert found("kind=report&kind=image") == [("image", "create"), ("report", "create")]
+    at = everything[0]["at"].replace("+", "%2B")
+    assert found(f"from={at}") == [("patient", "change")]
+    assert len(found(f"to={at}")) == len(everything)
+    earlier = everything[1]["at"].replace("+", "%2B")
+    assert len(found(f"to={earlier}")) == len(everything) - 1
+    assert admin.get("/audit?kind=secret").status_code == 422
+    assert admin.get("/audit?limit=501").status_code == 422
+
+
+# --- Tampering ---
+
+
+def verify(app: Flask, *options: str) -> str:
+    code, said = run_cli(app, "audit", "verify", *options)
+    assert code == (said != WHOLE[1])
+    return said
+
+
+@pytest.fixture
+def lived(app: Flask, admin: Client, doctor: Client) -> Flask:
+    """An application with a little history: patient 1 has three entries, report 1 two."""
+    patient = make_patient(doctor)["id"]
+    for diagnosis in ("Malaria", "Malaria, cured"):
+        doctor.patch(f"/patient/{patient}", {"diagnosis": diagnosis})
+    report = make_report(doctor, patient)
+    doctor.patch(f"/reports/{report['id']}", {"diagnosis": "Fracture"})
+    make_appointment(doctor, patient)
+    assert verify(app) == WHOLE[1]
+    return app
+
+
+def rows(app: Flask, table: Any, *where: Any) -> list[dict[str, Any]]:
+    with app.app_context(), app.extensions["sqlalchemy"].engine.connect() as connection:
+        return [dict(row) for row in connection.execute(select(table.__table__).where(*where)).mappings()]
+
+
+def put(app: Flask, table: Any, *new: dict[str, Any]) -> None:
+    with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as connection:
+        connection.execute(insert(table.__table__), list(new))
+
+
+@contextmanager
+def tampered(app: Flask, statement: str) -> Iterator[None]:
+    """With this done to the history, and undone afterwards."""
+    kept = [(table, rows(app, table)) for table in (AuditEntry, AuditHead)]
+    sql(app, statement)
+    yield
+    for table, right in kept:
+        sql(app, f"DELETE FROM {table.__tablename__}")
+        put(app, table, *right)
+
+
+ENTRY = "kind = 'patient' AND record_id = 1 AND seq = 2"
+
+
+def test_a_changed_column_of_an_entry_is_found(lived: Flask) -> None:
+    for change in (
+        "id = id + 1000",
+        "kind = 'another'",
+        "record_id = 7",
+        "seq = 9",
+        "at = '2030-01-01 00:00:00.000000'",
+        "actor_id = 1",
+        "actor_id = NULL",
+        "action = 'archive'",
+        "version = 3",
+        "version = NULL",
+        "request_id = 'another'",
+        "changes = replace(changes, 'Malaria', 'Measles')",
+        "changes = NULL",
+        "digest = mac",
+        "mac = digest",
+    ):
+        with tampered(lived, f"UPDATE audit_entries SET {change} WHERE {ENTRY}"):
+            assert "patient 1: " in verify(lived), change
+    assert verify(lived) == WHOLE[1]
+
+
+def test_a_changed_column_of_a_head_is_found(lived: Flask) -> None:
+    for change in ("kind = 'another'", "record_id = 7", "seq = 2", "entry_mac = mac", "mac = entry_mac"):
+        with tampered(lived, f"UPDATE audit_heads SET {change} WHERE kind = 'patient' AND record_id = 1"):
+            assert "patient 1: " in verify(lived), change
+
+
+@pytest.mark.parametrize("value", ["'é'", "x'ff'", "-1.5"], ids=["text", "bytes", "number"])
+def test_sqlite_takes_any_value_in_any_column_and_it_is_found(lived: Flask, value: str) -> None:
+    if lived.config["DATABASE_URL"].startswith("postgresql"):
+        pytest.skip("PostgreSQL takes no such value")
+    for column in ("at", "record_id", "seq", "version", "changes", "mac", "kind"):
+        with tampered(lived, f"UPDATE audit_entries SET {column} = {value} WHERE {ENTRY}"):
+            assert "patient 1: " in verify(lived), column
+
+
+def test_an_entry_that_is_taken_out_is_found(lived: Flask) -> None:
+    for seq in (1, 2, 3):
+        with tampered(lived, f"DELETE FROM audit_entries WHERE kind = 'patient' AND seq = {seq}"):
+            assert "patient 1: " in verify(lived), seq
+
+
+def test_two_entries_that_change_places_are_found(lived: Flask) -> None:
+    for before, after in ((2, 9), (3, 2), (9, 3)):
+        sql(lived, f"UPDATE audit_entries SET seq = {after} WHERE kind = 'patient' AND seq = {before}")
+    assert "patient 1: entry 2 was changed, or put in." in verify(lived)
+
+
+def test_a_tail_that_is_cut_off_is_found(lived: Flask) -> None:
+    sql(lived, "DELETE FROM audit_entries WHERE kind = 'patient' AND seq > 1")
+    assert "patient 1: it ends at entry 1 where 3 were written." in verify(lived)
+
+
+def test_a_tail_that_is_cut_off_is_found_though_an_older_head_is_put_back(lived: Flask, doctor: Client) -> None:
+    older = rows(lived, AuditHead, AuditHead.kind == "patient")
+    doctor.patch("/patient/1", {"diagnosis": "Nothing at all"})
+    sql(lived, "DELETE FROM audit_entries WHERE kind = 'patient' AND seq = 4")
+    sql(lived, "DELETE FROM audit_heads WHERE kind = 'patient'")
+    put(lived, AuditHead, *older)
+    assert "patient 1: it is at version 4, its history at 3." in verify(lived)
+
+
+def test_sign_ins_that_are_cut_off_are_found_though_an_older_head_is_put_back(lived: Flask) -> None:
+    older = rows(lived, AuditHead, AuditHead.kind == "sign-in")
+    newest = older[0]["seq"]
+    sign_in(lived, "Dora")
+    sql(lived, f"DELETE FROM audit_entries WHERE kind = 'sign-in' AND seq > {newest}")
+    sql(lived, "DELETE FROM audit_heads WHERE kind = 'sign-in'")
+    put(lived, AuditHead, *older)
+    assert verify(lived) == "sign-ins: its newest entries were removed.\nError: 1 found.\n"
+
+
+def test_a_whole_history_that_is_taken_out_is_found(lived: Flask) -> None:
+    for kind in ("user", "patient", "appointment", "report", "image", "sign-in"):
+        heads = rows(lived, AuditHead, AuditHead.kind == kind)
+        sql(lived, f"DELETE FROM audit_heads WHERE kind = '{kind}'")
+        with tampered(lived, f"DELETE FROM audit_entries WHERE kind = '{kind}'"):
+            assert f"{'sign-ins' if kind == 'sign-in' else f'{kind} 1'}: its history was removed." in verify(lived)
+        put(lived, AuditHead, *heads)
+
+
+def test_a_history_that_is_begun_anew_is_found(lived: Flask, doctor: Client) -> None:
+    for table in ("audit_entries", "audit_heads"):
+        sql(lived, f"DELETE FROM {table} WHERE kind = 'patient'")
+    doctor.patch("/patient/1", {"diagnosis": "Something else"})
+    assert "patient 1: its history was removed, and begun anew." in verify(lived)
+
+
+@pytest.mark.parametrize("kind", ["patient", "sign-in", "unheard-of"])
+def test_a_forged_entry_is_found(lived: Flask, kind: str) -> None:
+    entry = rows(lived, AuditEntry, AuditEntry.kind == "patient", AuditEntry.seq == 3)[0]
+    forged = {**entry, "id": entry["id"] + 1000, "seq": 4, "version": 4}
+    if kind != "patient":
+        forged |= {"kind": kind, "record_id": 0, "seq": 1000}
+    put(lived, AuditEntry, forged)
+    assert {"patient": "patient 1: ", "sign-in": "sign-ins: "}.get(kind, "unheard-of 0: ") in verify(lived)
+
+
+@pytest.mark.parametrize("kind", ["patient", "sign-in"])
+def test_values_that_are_blanked_by_no_purge_are_found(lived: Flask, kind: str) -> None:
+    sql(lived, f"UPDATE audit_entries SET changes = NULL WHERE kind = '{kind}' AND seq = 2")
+    name = "sign-ins" if kind == "sign-in" else f"{kind} 1"
+    assert f"{name}: values were removed from its history, but by no purge." in verify(lived)
+
+
+def test_a_record_that_is_erased_by_no_purge_is_found(lived: Flask) -> None:
+    sql(lived, "DELETE FROM appointments")
+    assert "appointment 1: the record was removed, but by no purge." in verify(lived)
+
+
+def test_a_record_whose_version_is_changed_is_found(lived: Flask) -> None:
+    sql(lived, "UPDATE patients SET version = 2")
+    assert "patient 1: it is at version 2, its history at 3." in verify(lived)
+
+
+def test_with_another_key_nothing_holds(lived: Flask, make_app: Callable[..., Flask]) -> None:
+    said = verify(make_app(AUDIT_KEY="another key of thirty-two bytes and more"))
+    chains = len(sql(lived, "SELECT 1 FROM audit_heads"))
+    assert said.endswith(f"Error: {chains} found.\n")
+    assert said.count("entry 1 was changed, or put in.") == chains
+
+
+def test_a_database_put_back_to_yesterdays_copy_is_found_by_the_head_kept_elsewhere(
+    lived: Flask, doctor: Client
+) -> None:
+    tables = ("patients", "audit_entries", "audit_heads")
+    yesterday = {name: sql(lived, f"SELECT * FROM {name}") for name in tables}
+    doctor.patch("/patient/1", {"diagnosis": "A mistake of ours"})
+    head = run_cli(lived, "audit", "head")[1].strip()
+    assert verify(lived, "--head", head) == WHOLE[1]
+    sql(lived, "DELETE FROM audit_entries WHERE kind = 'patient' AND seq = 4")
+    sql(lived, "UPDATE patients SET version = 3, diagnosis = 'Malaria, cured'")
+    old = next(row._mapping for row in yesterday["audit_heads"] if row.kind == "patient")
+    sql(
+        lived,
+        "UPDATE audit_heads SET seq = :seq, entry_mac = :entry_mac, mac = :mac WHERE kind = 'patient'",
+        **{name: old[name] for name in ("seq", "entry_mac", "mac")},
+    )
+    assert verify(lived) == WHOLE[1]
+    assert "an older copy of it was put back" in verify(lived, "--head", head)
+
+
+def test_a_head_kept_elsewhere_still_holds_when_the_history_has_grown(lived: Flask, doctor: Client) -> None:
+    head = run_cli(lived, "audit", "head")[1].strip()
+    doctor.patch("/patient/1", {"diagnosis": "Something else"})
+    assert verify(lived, "--head", head) == WHOLE[1]
+
+
+@pytest.mark.parametrize("head", ["", "yesterday", "12", "12-ab", "99999999999999999999-" + "0" * 64])
+def test_what_is_no_head_is_said_to_be_none(lived: Flask, head: str) -> None:
+    assert "is no head" in verify(lived, "--head", head)
+
+
+def test_verifying_keeps_nobody_from_writing(lived: Flask, doctor: Client) -> None:
+    with lived.app_context(), audit._snapshot() as connection:
+        before = connection.scalar(select(AuditEntry.id).order_by(AuditEntry.id.desc()).limit(1))
+        assert doctor.patch("/patient/1", {"diagnosis": "Written meanwhile"}).status_code == 200
+        assert connection.scalar(select(AuditEntry.id).order_by(AuditEntry.id.desc()).limit(1)) == before
+
+
+# --- The access log ---
+
+
+def test_reading_leaves_a_line_in_the_access_log(app: Flask, doctor: Client, caplog: pytest.LogCaptureFixture) -> None:
+    report = make_report(doctor, make_patient(doctor)["id"])
+    with caplog.at_level("INFO", "hosi.access"):
+        caplog.clear()
+        doctor.get("/patient/1")
+        shown = doctor.get("/reports/1").json
+        Client(app).get(shown["images"][0]["image_url"])
+    image = report["images"][0]["id"]
+    me = f"user {doctor.user['id']}"
+    assert [record.getMessage().partition("?")[0] for record in caplog.records][:2] == [
+        f"{me} GET /patient/1: patient 1",
+        f"{me} GET /reports/1: report 1 (images {image})",
+    ]
+    assert caplog.records[2].getMessage().startswith(f"{me} GET image ")
+
+
+def test_reading_a_history_leaves_a_line_in_the_access_log(doctor: Client, caplog: pytest.LogCaptureFixture) -> None:
+    make_patient(doctor)
+    with caplog.at_level("INFO", "hosi.access"):
+        caplog.clear()
+        doctor.get("/patient/1/history")
+    assert caplog.records[-1].getMessage().endswith("GET /patient/1/history: history of patient 1")
+
+
+def test_a_history_does_not_give_out_the_address_of_an_image(doctor: Client) -> None:
+    make_report(doctor, make_patient(doctor)["id"])
+    told = next(entry for entry in doctor.get("/reports/1/history").json if entry["kind"] == "image")
+    assert told["changes"]["image_url"] == {"from": None, "to": "set"}
+
+
+def test_the_link_leads_through_all_of_the_audit(admin: Client, doctor: Client) -> None:
+    for _ in range(4):
+        make_patient(doctor)
+    address: str | None = "/audit?kind=patient&limit=2"
+    ids = []
+    while address:
+        page = admin.get(address)
+        ids.append([entry["record_id"] for entry in page.json])
+        address = page.headers["Link"].partition(">")[0][1:] if "Link" in page.headers else None
+    assert ids == [[4, 3], [2, 1]]

@@ -1,0 +1,173 @@
+"""The schema is made, unmade and changed by the migrations, and its walls hold."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.script import ScriptDirectory
+from conftest import Client, assert_refused, make_patient, run_flask, sign_in, sign_up
+from flask import Flask
+from sqlalchemy import Engine, inspect
+from sqlalchemy.exc import IntegrityError
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+
+def engine_of(app: Flask) -> Engine:
+    with app.app_context():
+        engine: Engine = app.extensions["sqlalchemy"].engine
+    return engine
+
+
+def tables(app: Flask) -> set[str]:
+    return set(inspect(engine_of(app)).get_table_names())
+
+
+def rows(app: Flask, sql: str) -> list[tuple[Any, ...]]:
+    with engine_of(app).begin() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(sql)]
+
+
+def test_the_schema_is_made_from_nothing_and_agrees_with_the_models(bare_app: Flask) -> None:
+    assert tables(bare_app) == set()
+    run_flask(bare_app, "db", "upgrade")
+    assert tables(bare_app) > {"users", "patients", "appointments", "reports", "images"}
+    run_flask(bare_app, "db", "check")
+
+
+def test_the_schema_is_taken_down_to_nothing_and_made_again(bare_app: Flask) -> None:
+    run_flask(bare_app, "db", "upgrade")
+    run_flask(bare_app, "db", "downgrade", "base")
+    assert tables(bare_app) == {"alembic_version"}
+    assert rows(bare_app, "SELECT * FROM alembic_version") == []
+    run_flask(bare_app, "db", "upgrade")
+    run_flask(bare_app, "db", "check")
+
+
+def test_every_migration_is_undone_and_done_again_by_itself(bare_app: Flask) -> None:
+    run_flask(bare_app, "db", "upgrade")
+    for _ in MIGRATIONS.glob("versions/*.py"):
+        before = tables(bare_app)
+        run_flask(bare_app, "db", "downgrade")
+        run_flask(bare_app, "db", "upgrade", "+1")
+        assert tables(bare_app) == before
+        run_flask(bare_app, "db", "downgrade")
+    assert rows(bare_app, "SELECT * FROM alembic_version") == []
+
+
+def test_the_migrations_are_one_line_without_forks() -> None:
+    assert len(ScriptDirectory(str(MIGRATIONS)).get_heads()) == 1
+
+
+def test_a_database_without_its_schema_is_not_ready(bare_app: Flask) -> None:
+    refused = Client(bare_app).get("/readyz")
+    assert_refused(refused, 503)
+    assert "flask db upgrade" in refused.json["msg"]
+    assert Client(bare_app).get("/healthz").status_code == 200
+
+
+def test_a_database_one_migration_behind_is_not_ready(bare_app: Flask) -> None:
+    run_flask(bare_app, "db", "upgrade")
+    assert Client(bare_app).get("/readyz").status_code == 200
+    run_flask(bare_app, "db", "downgrade")
+    assert_refused(Client(bare_app).get("/readyz"), 503)
+
+
+# --- Walls ---
+
+ROW = "created_at, updated_at, version) VALUES ({}, '2030-01-01', '2030-01-01', 1)"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"INSERT INTO reports (patient_id, user_id, diagnosis, {ROW.format('77, 77, $$')}".replace("$$", "''"),
+        "DELETE FROM users",
+        "UPDATE patients SET status = 'sleeping'",
+        "UPDATE patients SET sex = 'f'",
+        "UPDATE patients SET discharged_at = '2001-01-01', admitted_at = '2001-01-02'",
+        "UPDATE users SET role = 'nurse'",
+        "UPDATE users SET email = 'Ada@clinic.test'",
+        "UPDATE users SET email = 'ada@clinic.test'",
+        "UPDATE appointments SET duration_minutes = 4",
+        "UPDATE appointments SET status = 'healed'",
+        "UPDATE appointments SET patient_id = 77",
+    ],
+)
+def test_what_must_always_be_true_is_held_by_the_database_itself(app: Flask, doctor: Client, sql: str) -> None:
+    """Whoever writes: this goes past the application, on a connection such as it has."""
+    patient = make_patient(doctor)
+    doctor.post("/appointment", {"patient_id": patient["id"], "appointment_datetime": "2030-01-01T10:00"})
+    engine_of(app).dispose()  # the next connection is new, as the application makes them
+    with pytest.raises(IntegrityError), engine_of(app).begin() as connection:
+        connection.exec_driver_sql(sql)
+
+
+# --- env.py, on SQLite ---
+
+MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "later", "{head}", None, None
+
+
+def upgrade() -> None:
+{steps}
+
+
+def downgrade() -> None:
+    pass
+"""
+
+
+def with_one_more(folder: Path, *steps: str) -> str:
+    """The folder of the migrations and one that does these steps."""
+    shutil.copytree(MIGRATIONS, folder)
+    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    text = MIGRATION.format(head=head, steps="\n".join(f"    {step}" for step in steps))
+    (folder / "versions" / "later.py").write_text(text)
+    return str(folder)
+
+
+@pytest.fixture
+def used_app(bare_app: Flask) -> Flask:
+    """A clinic with a patient, who has an appointment."""
+    run_flask(bare_app, "db", "upgrade")
+    sign_up(bare_app, "Ada", "admin")
+    ada = sign_in(bare_app, "Ada")
+    patient = make_patient(ada)
+    booking = {"patient_id": patient["id"], "appointment_datetime": "2030-01-01T10:00"}
+    assert ada.post("/appointment", booking).status_code == 201
+    return bare_app
+
+
+def test_a_table_is_made_anew_without_losing_the_rows_that_refer_to_it(used_app: Flask, tmp_path: Path) -> None:
+    more = with_one_more(
+        tmp_path / "migrations",
+        'with op.batch_alter_table("patients", recreate="auto") as table:',
+        '    table.alter_column("phone_number", type_=sa.String(64), existing_type=sa.String(32))',
+    )
+    before = rows(used_app, "SELECT id, patient_id, user_id FROM appointments")
+    run_flask(used_app, "db", "upgrade", "--directory", more)
+    assert rows(used_app, "SELECT id, patient_id, user_id FROM appointments") == before
+    assert len(rows(used_app, "SELECT id FROM patients")) == 1
+    assert rows(used_app, "SELECT version_num FROM alembic_version") == [("later",)]
+
+
+def test_a_migration_that_leaves_rows_without_their_parent_is_undone(used_app: Flask, tmp_path: Path) -> None:
+    more = with_one_more(tmp_path / "migrations", """op.execute("DELETE FROM patients")""")
+    before = rows(used_app, "SELECT version_num FROM alembic_version")
+    result = used_app.test_cli_runner().invoke(args=["db", "upgrade", "--directory", more])
+    assert result.exit_code != 0
+    assert re.search("appointments", f"{result.output}{result.exception}")
+    assert len(rows(used_app, "SELECT id FROM patients")) == 1
+    assert rows(used_app, "SELECT version_num FROM alembic_version") == before
+
+
+def test_foreign_keys_are_enforced_again_after_a_migration(used_app: Flask, tmp_path: Path) -> None:
+    run_flask(used_app, "db", "upgrade", "--directory", with_one_more(tmp_path / "migrations", "pass"))
+    with pytest.raises(IntegrityError):
+        rows(used_app, "DELETE FROM patients")

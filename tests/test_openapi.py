@@ -1,0 +1,157 @@
+"""The OpenAPI document: whole, valid, and true."""
+
+from typing import Any
+
+import pytest
+from conftest import Client, empty_tables, files, make_appointment, make_patient, make_report, picture, sign_up
+from described import document, resolve
+from flask import Flask
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+import auth
+import forms
+import models
+import openapi
+import schemas
+
+
+def operations(doc: Any) -> dict[str, tuple[str, str, Any]]:
+    """Method, path and description of each operation, by its name."""
+    return {op["operationId"]: (m.upper(), path, op) for path, item in doc["paths"].items() for m, op in item.items()}
+
+
+def test_the_document_is_valid(app: Flask) -> None:
+    OpenAPIV31SpecValidator(document(app)).validate()
+
+
+def test_every_route_is_in_it_with_a_summary_and_who_may_call_it(app: Flask) -> None:
+    routes = {
+        (method, app.view_functions[rule.endpoint].__name__)
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint != "static"  # files, not the interface
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    found = operations(document(app))
+    assert {(method, name) for name, (method, _, _) in found.items()} == routes
+    assert all(op["summary"] and "Who: " in op["description"] for _, _, op in found.values())
+
+
+def test_it_is_built_once(app: Flask, anonymous: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = anonymous.get("/openapi.json").data
+    monkeypatch.setattr(openapi, "build", lambda *_: pytest.fail("built again"))
+    assert anonymous.get("/openapi.json").data == first
+
+
+def test_what_a_guard_asks_for_is_in_the_document(app: Flask) -> None:
+    for name, (_, path, op) in operations(document(app)).items():
+        if auth.POLICY[name] is auth.Who.ANYONE:
+            continue
+        assert op["security"] == [{"access_token": []}], path
+        assert "401" in op["responses"], path
+        assert ("403" in op["responses"]) or auth.POLICY[name] is not auth.Who.ADMIN, path
+
+
+def test_where_requests_are_counted_429_is_told(app: Flask) -> None:
+    told = {name for name, (_, _, op) in operations(document(app)).items() if "429" in op["responses"]}
+    assert {"signup", "login", "refresh", "forgot_password", "reset_password", "change_my_password"} == told
+
+
+def test_its_limits_are_those_of_the_server() -> None:
+    assert (openapi.LARGEST_ID, openapi.MOST_FILES) == (models.LARGEST_ID, forms.MOST_FILES)
+
+
+def test_enumerated_words_are_listed(app: Flask) -> None:
+    schema = document(app)["components"]["schemas"]
+    assert schema["PatientIn"]["properties"]["status"]["enum"][:2] == ["outpatient", "admitted"]
+    assert schema["UserOut"]["properties"]["role"]["enum"] == ["admin", "doctor"]
+
+
+def test_every_field_has_an_example(app: Flask) -> None:
+    lacking = {
+        f"{name}.{field}"
+        for name, model in document(app)["components"]["schemas"].items()
+        for field in model.get("properties", {})
+        if name != "Error" and not name.endswith("Form") and not getattr(schemas, name).shown
+        if field not in model["examples"][0]
+    }
+    assert not lacking, "give them a value in schemas.EXAMPLES"
+
+
+def example_of(doc: Any, schema: Any) -> Any:
+    return resolve(doc, schema)["examples"][0]
+
+
+def clinic(app: Flask) -> Client:
+    """What the examples speak of: user 1, an administrator who calls; patient 1, appointment 1, report 1."""
+    empty_tables(app)
+    password = schemas.EXAMPLES["current_password"]
+    user = sign_up(app, "Ada", "admin", password=password)
+    signed_in = Client(app).post("/login", {"email": user["email"], "password": password}).json
+    client = Client(app, signed_in["access_token"], signed_in)
+    for name in ("Adam", "Eve"):
+        colleague = {"first_name": name, "last_name": "Otieno", "email": f"{name}@clinic.test", "role": "admin"}
+        assert client.post("/signup", {**colleague, "password": password}).status_code == 201
+    patient = make_patient(client)
+    make_appointment(client, patient["id"], user_id=2)
+    make_report(client, patient["id"])
+    return client
+
+
+def requests(doc: Any) -> list[tuple[str, str]]:
+    """Each operation with each media type of its body."""
+    return [
+        (name, media_type)
+        for name, (_, _, op) in operations(doc).items()
+        for media_type in op.get("requestBody", {"content": {"": None}})["content"]
+        if name != "media_file"  # whose links no example can hold
+    ]
+
+
+def send_example(client: Client, name: str, media_type: str) -> Any:
+    doc = document(client.app)
+    method, path, op = operations(doc)[name]
+    for parameter in op["parameters"]:
+        if parameter.get("in") == "path":
+            record = 3 if name == "restore_user" else parameter["example"]  # one cannot restore oneself
+            path = path.replace(f"{{{parameter['name']}}}", str(record))
+    if path.endswith("/restore"):
+        assert client.delete(path.removesuffix("/restore")).status_code == 200
+    sent: dict[str, Any] = {}
+    if media_type:
+        body = dict(example_of(doc, op["requestBody"]["content"][media_type]["schema"]))
+        if name == "reset_password":
+            with client.app.app_context():
+                body["token"] = (auth.new_reset_link(schemas.EXAMPLES["email"]) or "").partition("token=")[2]
+        if media_type == "application/json":
+            sent["json"] = body
+        else:
+            sent["data"] = {**body, "images": files(picture(), picture())}
+    return client.send(method, path, **sent)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the document is the same on both
+def test_every_example_is_accepted_and_answers_look_like_theirs(app: Flask) -> None:
+    doc = document(app)
+    client = clinic(app)
+    for name, media_type in requests(doc):
+        if name in ("login", "reset_password"):
+            Client(app).post("/signup", example_of(doc, doc["components"]["schemas"]["UserIn"]))
+        if name == "refresh":
+            client.token = client.user["refresh_token"]
+        response = send_example(client, name, media_type)
+        assert response.status_code < 400, (name, response.json)
+        method, _, op = operations(doc)[name]
+        if method != "GET":
+            client = clinic(app)
+        answers = op["responses"][str(response.status_code)].get("content", {})
+        if not response.is_json or name == "openapi_document":
+            continue
+        schema, body = answers["application/json"]["schema"], response.json
+        if schema.get("type") == "array":
+            schema, body = schema["items"], body[0]
+        assert example_of(doc, schema).keys() == body.keys(), name
+
+
+def test_every_example_of_an_error_has_its_shape(app: Flask) -> None:
+    for code, (_, _, example) in openapi.ERRORS.items():
+        assert example.keys() <= {"msg", "errors"}, code

@@ -1,0 +1,111 @@
+"""Behind PgBouncer in transaction mode, a real one, with fewer connections to PostgreSQL than it has clients."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg2
+import pytest
+from conftest import Client, assert_refused, at_once, make_appointment, make_patient, make_report, sign_in, sign_up
+from flask import Flask
+from test_collections import all_pages, checked_out, many_patients, stream_of
+
+MakeApp = Callable[..., Flask]
+PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
+PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+pytestmark = [
+    pytest.mark.skipif(PGBOUNCER is None, reason="no pgbouncer here"),
+    pytest.mark.parametrize("database_url", ["postgresql"], indirect=True),
+]
+
+
+@pytest.fixture
+def pooled(app: Flask, tmp_path: Path) -> Iterator[str]:
+    """The tests' database, by way of PgBouncer."""
+    assert PGBOUNCER
+    url = urlsplit(app.config["DATABASE_URL"])
+    if not url.hostname:
+        pytest.skip("this PostgreSQL is reached by a socket alone")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    password = f" password={url.password}" if url.password else ""
+    settings = tmp_path / "pgbouncer.ini"
+    settings.write_text(
+        f"""[databases]
+* = host={url.hostname} port={url.port or 5432} user={url.username}{password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 3
+"""
+    )
+    user = ["-u", "nobody"] if os.getuid() == 0 else []  # it refuses to be root
+    process = subprocess.Popen([PGBOUNCER, "-q", *user, str(settings)], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield f"postgresql://{url.username}@127.0.0.1:{port}{url.path}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def behind(app: Flask, make_app: MakeApp, pooled: str) -> Iterator[Flask]:
+    served = make_app(DATABASE_URL=pooled, JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"], STATEMENT_TIMEOUT=2)
+    sign_up(served, "Ada", "admin")
+    yield served
+    with served.app_context():
+        served.extensions["sqlalchemy"].engine.dispose()
+
+
+def test_records_are_made_read_and_changed(behind: Flask) -> None:
+    ada = sign_in(behind, "Ada")
+    patient = make_patient(ada)
+    make_appointment(ada, patient["id"])
+    report = make_report(ada, patient["id"])
+    assert ada.patch(f"/reports/{report['id']}", {"diagnosis": "Fracture"}).json["version"] == 2
+    assert ada.get("/patient/1").json == patient
+    for path in ("/patients?q=amina&limit=3&total=true", "/appointment", "/reports", "/patient/1/history"):
+        assert len(ada.get(path).json) == 1
+
+
+def test_streams_and_writers_share_a_few_connections(behind: Flask) -> None:
+    ada = sign_in(behind, "Ada")
+    many_patients(behind, 1200)
+    streams = [stream_of(behind, ada), stream_of(behind, ada)]
+    for stream in streams:
+        next(iter(stream))
+    statuses = at_once(*[lambda: Client(behind, ada.token).post("/patients", PATIENT).status_code] * 8)
+    assert statuses == [201] * 8
+    for stream in streams:
+        assert sum(piece.count(b'"mrn"') for piece in stream) == 700  # of 1,200, besides the first 500
+        stream.close()
+    assert len(all_pages(ada, "/patients?limit=500&sort=-admitted_at")) == 1208
+    assert checked_out(behind) == 0
+
+
+def test_a_statement_that_takes_too_long_is_given_up_there_too(behind: Flask) -> None:
+    ada = sign_in(behind, "Ada")
+    make_patient(ada)
+    with psycopg2.connect(behind.config["DATABASE_URL"].replace("+psycopg2", "")) as connection:
+        connection.cursor().execute("LOCK TABLE patients IN ACCESS EXCLUSIVE MODE")
+        assert_refused(ada.get("/patient/1"), 503)
+        assert_refused(ada.get("/patients"), 503)
+        assert_refused(ada.patch("/patient/1", {"first_name": "Zawadi"}), 503)
+        connection.rollback()
+    connection.close()
+    assert ada.get("/patient/1").status_code == 200
