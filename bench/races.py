@@ -1,0 +1,191 @@
+"""Fifty at once want the same slot, of a doctor or of a patient: one gets it.
+
+    python bench/races.py                                         # on SQLite
+    DATABASE_URL=postgresql://… python bench/races.py             # on that server, in a database of its own
+
+Against the real server with two workers. Exit code 1 if any slot is taken twice or by nobody, if any answer is not
+what it should be (a 500 or 503, say), or, on PostgreSQL, if there is a deadlock or an answer takes a second.
+"""
+
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from threading import Barrier
+from typing import Any
+
+from server import Answer, Server, server
+
+SLOWEST = 1.0  # seconds, on PostgreSQL
+Call = Callable[[], Answer]
+
+
+class Races:
+    def __init__(self, at: Server) -> None:
+        self.at = at
+        self.faults: list[str] = []
+        self.slowest = 0.0
+        self.day = datetime(2031, 1, 1, 8, tzinfo=UTC)
+        self.admin, self.admins_token = at.sign_up("admin")
+        self.doctors = [at.sign_up() for _ in range(3)]
+        self.patients = [self._patient() for _ in range(50)]
+
+    def _patient(self) -> int:
+        body = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712345678"}
+        return int(self.at.call("POST", "/patients", body, self.admins_token).body["id"])
+
+    def next_day(self) -> datetime:
+        """So that one race does not stand in another's way."""
+        self.day += timedelta(days=1)
+        return self.day
+
+    def booking(self, doctor: int, patient: int, start: datetime, **fields: Any) -> Call:
+        user_id, token = self.doctors[doctor]
+        body = {
+            "patient_id": self.patients[patient],
+            "user_id": user_id,
+            "appointment_datetime": start.isoformat(),
+            **fields,
+        }
+        return lambda: self.at.call("POST", "/appointment", body, token)
+
+    def booked(self, *given: Any, **fields: Any) -> int:
+        made = self.booking(*given, **fields)()
+        assert made.status == 201, made.body
+        return int(made.body["id"])
+
+    def change(self, appointment: int, **fields: Any) -> Call:
+        return lambda: self.at.call("PATCH", f"/appointment/{appointment}", fields, self.admins_token)
+
+    def run(self, name: str, calls: Iterable[Call], expected: dict[int, int] | set[int]) -> None:
+        """All at once. `expected`: how often each status comes, or which may come."""
+        calls = list(calls)
+        line = Barrier(len(calls))
+
+        def go(call: Call) -> Answer:
+            line.wait()
+            return call()
+
+        with ThreadPoolExecutor(len(calls)) as runners:
+            answers = list(runners.map(go, calls))
+        found = Counter(answer.status for answer in answers)
+        slowest = max(answer.seconds for answer in answers)
+        if name != "archiving meanwhile":  # whoever meets the archiving of a whole patient steps back and tries again
+            self.slowest = max(self.slowest, slowest)
+        right = dict(found) == expected if isinstance(expected, dict) else found.keys() <= expected
+        print(f"{name}: {dict(sorted(found.items()))}, slowest {slowest * 1000:.0f} ms{'' if right else '  WRONG'}")
+        if not right:
+            self.faults.append(f"{name}: {dict(found)} where {expected} was due")
+            self.faults += [str(a.body) for a in answers if a.status >= 500][:3]
+
+    def all(self) -> None:
+        day = self.next_day()
+        self.run("one slot of a doctor", [self.booking(0, n, day) for n in range(50)], {201: 1, 409: 49})
+        day = self.next_day()
+        self.run("one patient, two doctors", [self.booking(n % 2, 0, day) for n in range(50)], {201: 1, 409: 49})
+        day = self.next_day()
+        starts = [day + timedelta(minutes=2 * n) for n in range(20)]
+        overlapping = [self.booking(0, n, start, duration_minutes=45) for n, start in enumerate(starts)]
+        self.run("20 overlapping starts", overlapping, {201: 1, 409: 19})
+        day = self.next_day()
+        moved = [self.booked(0, n, day + timedelta(minutes=30 * n)) for n in range(20)]
+        target = (self.next_day()).isoformat()
+        self.run(
+            "20 moves to one slot", [self.change(n, appointment_datetime=target) for n in moved], {200: 1, 409: 19}
+        )
+        day = self.next_day()
+        cancelled = [self.booked(0, n, day, status="cancelled") for n in range(20)]
+        self.run("20 reactivations", [self.change(n, status="confirmed") for n in cancelled], {200: 1, 409: 19})
+        day = self.next_day()
+        theirs = [self.booked(n % 3, n, day + timedelta(minutes=30 * n)) for n in range(20)]
+        doctor = self.doctors[0][0]
+        target = self.next_day().isoformat()
+        self.run(
+            "20 changes of doctor and time",
+            [self.change(n, user_id=doctor, appointment_datetime=target) for n in theirs],
+            {200: 1, 409: 19},
+        )
+        self.all_mixed()
+        self.archiving()
+
+    def all_mixed(self) -> None:
+        """Bookings, moves, reactivations and changes of doctor, of few people in few hours."""
+        chance = random.Random(4)
+        for round_ in range(3):
+            day = self.next_day()
+            mine = [self.booked(n % 3, n, day + timedelta(hours=n)) for n in range(12)]
+            mine += [self.booked(n % 3, n, day, status="cancelled") for n in range(12)]
+            calls: list[Call] = []
+            for _ in range(30):
+                start = day + timedelta(minutes=15 * chance.randrange(16))
+                kinds = [
+                    self.booking(chance.randrange(3), chance.randrange(4), start),
+                    self.change(chance.choice(mine), appointment_datetime=start.isoformat()),
+                    self.change(chance.choice(mine), status=chance.choice(["scheduled", "cancelled"])),
+                    self.change(chance.choice(mine), user_id=chance.choice(self.doctors)[0]),
+                    self.change(chance.choice(mine), patient_id=self.patients[chance.randrange(4)]),
+                ]
+                calls.append(chance.choice(kinds))
+            self.run(f"all mixed, {round_ + 1}", calls, {200, 201, 409})
+
+    def archiving(self) -> None:
+        """Patients archived while their appointments are changed and booked."""
+        day = self.next_day()
+        theirs = {n: self.booked(n % 3, n, day + timedelta(minutes=30 * n)) for n in range(40, 50)}
+
+        def archive(n: int) -> Call:
+            return lambda: self.at.call("DELETE", f"/patient/{self.patients[n]}", token=self.admins_token)
+
+        calls = [archive(n) for n in theirs]
+        calls += [self.change(appointment, reason="x" * n) for appointment in theirs.values() for n in (1, 2, 3)]
+        calls += [self.booking(n % 3, n, day + timedelta(days=400, minutes=30 * n)) for n in theirs]
+        self.run("archiving meanwhile", calls, {200, 201, 404, 422})
+        left = self.at.sql(
+            "SELECT count(*) FROM appointments a JOIN patients p ON p.id = a.patient_id"
+            " WHERE p.deleted_at IS NOT NULL AND a.deleted_at IS NULL"
+        )[0][0]
+        if left:
+            self.faults.append(f"{left} appointments of archived patients are left")
+
+    def overlaps(self) -> int:
+        """Pairs of appointments in the table that hold their slot and overlap."""
+        ends = "a.appointment_datetime + a.duration_minutes * interval '1 minute' > b.appointment_datetime"
+        if self.at.engine.dialect.name == "sqlite":
+            ends = "unixepoch(a.appointment_datetime) + a.duration_minutes * 60 > unixepoch(b.appointment_datetime)"
+        held = "{0}.deleted_at IS NULL AND {0}.status IN ('pending', 'scheduled', 'confirmed', 'checked_in')"
+        rows = self.at.sql(
+            "SELECT count(*) FROM appointments a JOIN appointments b ON a.id <> b.id"
+            " AND (a.user_id = b.user_id OR a.patient_id = b.patient_id)"
+            f" AND a.appointment_datetime <= b.appointment_datetime AND {ends}"
+            f" WHERE {held.format('a')} AND {held.format('b')}"
+        )
+        return int(rows[0][0])
+
+
+def deadlocks(at: Server) -> int:
+    if at.engine.dialect.name == "sqlite":
+        return 0
+    time.sleep(1.5)  # the server's counts come late
+    return int(at.sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0][0])
+
+
+def main() -> int:
+    with server() as at:
+        races = Races(at)
+        before = deadlocks(at)
+        races.all()
+        overlaps, deadly = races.overlaps(), deadlocks(at) - before
+        booked = at.sql("SELECT count(*) FROM appointments")[0][0]
+        engine = at.engine.dialect.name
+        print(f"{engine}: {booked} appointments, {overlaps} overlap; {deadly} deadlocks", end="; ")
+        print(f"slowest booking {races.slowest * 1000:.0f} ms")
+        slow = engine == "postgresql" and races.slowest >= SLOWEST
+        print(*races.faults, sep="\n")
+        return int(bool(races.faults or overlaps or deadly or slow))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
