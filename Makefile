@@ -30,6 +30,7 @@ run: $(VENV)/.run .env  ## set everything up and serve at http://127.0.0.1:5000
 	$(BIN)/gunicorn
 
 test: $(VENV)/.dev  ## set everything up and run the whole suite, on SQLite and PostgreSQL
+	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory newman; fi
 	$(BIN)/pytest $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
@@ -50,12 +51,12 @@ lock: $(VENV)/.dev  ## lock requirements*.in into requirements*.txt, with hashes
 
 MINUTES ?= 10
 fuzz: $(VENV)/.dev  ## fuzz the server on both engines, for MINUTES=10
-	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest tests/test_fuzz.py $(ARGS)
+	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
 
 docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collection anew
 	$(BIN)/python docs/make.py
 
-newman: node_modules/.bin/newman  ## npm's newman, with which the tests run the Postman collection
+newman: node_modules/.bin/newman  ## npm's newman, with which the tests run the Postman collection (make test does it, where there is npm)
 node_modules/.bin/newman:
 	npm install --no-save --no-package-lock --no-fund --no-audit newman@6
 

@@ -132,10 +132,16 @@ def run_flask(app: Flask, *args: str) -> str:
 
 
 @pytest.fixture
-def app(migrated: Flask) -> Flask:
+def app(migrated: Flask) -> Iterator[Flask]:
     empty_tables(migrated)
     shutil.rmtree(Path(migrated.config["INSTANCE_PATH"]) / "images", ignore_errors=True)
-    return migrated
+    yield migrated
+    assert connections_in_use(migrated) == 0, "a connection was not given back: whoever wants its locks waits forever"
+
+
+def connections_in_use(app: Flask) -> int:
+    with app.app_context():
+        return int(app.extensions["sqlalchemy"].engine.pool.checkedout())
 
 
 def empty_tables(app: Flask) -> None:

@@ -12,6 +12,7 @@ import pytest
 from conftest import (
     Client,
     assert_refused,
+    connections_in_use,
     counted_statements,
     make_appointment,
     make_patient,
@@ -74,10 +75,10 @@ def test_an_empty_collection_is_an_empty_array(doctor: Client, path: str) -> Non
 
 def test_without_a_limit_all_is_streamed_in_pieces(app: Flask, doctor: Client) -> None:
     many_patients(app, 1234)
-    response = doctor.http.get("/patients", headers={"Authorization": f"Bearer {doctor.token}"})
-    assert response.mimetype == "application/json"
-    assert "Content-Length" not in response.headers
-    pieces = list(response.iter_encoded())
+    with doctor.http.get("/patients", headers={"Authorization": f"Bearer {doctor.token}"}) as response:
+        assert response.mimetype == "application/json"
+        assert "Content-Length" not in response.headers
+        pieces = list(response.iter_encoded())
     assert len(pieces) > 2
     assert len(json.loads(b"".join(pieces))) == 1234
 
@@ -543,43 +544,38 @@ def stream_of(app: Flask, client: Client, path: str = "/patients") -> Any:
     return app.wsgi_app(environ, lambda *_: None)
 
 
-def checked_out(app: Flask) -> int:
-    with app.app_context():
-        return int(app.extensions["sqlalchemy"].engine.pool.checkedout())
-
-
 def test_a_client_that_hangs_up_in_the_middle_leaves_no_connection_behind(app: Flask, doctor: Client) -> None:
     many_patients(app, 2000)
-    before = checked_out(app)
+    before = connections_in_use(app)
     for read in (0, 1, 2):
         answer = stream_of(app, doctor)
         pieces = iter(answer)
         for _ in range(read):
             next(pieces)
-        assert checked_out(app) == before + 1
+        assert connections_in_use(app) == before + 1
         answer.close()
-        assert checked_out(app) == before
+        assert connections_in_use(app) == before
     assert len(doctor.get("/patients").json) == 2000
 
 
 def test_a_stream_has_one_connection_and_other_requests_none(app: Flask, doctor: Client) -> None:
     many_patients(app, 1200)
     answers = [stream_of(app, doctor) for _ in range(3)]
-    assert checked_out(app) == 3
+    assert connections_in_use(app) == 3
     for path in ("/patient/1", "/patients?limit=3", "/me", "/users", "/nowhere", "/patients?limit=0", "/patient/99999"):
         doctor.get(path)
-        assert checked_out(app) == 3
+        assert connections_in_use(app) == 3
     assert [len(json.loads(b"".join(answer))) for answer in answers] == [1200] * 3
     for answer in answers:
         answer.close()
-    assert checked_out(app) == 0
+    assert connections_in_use(app) == 0
 
 
 def test_what_fails_before_the_first_row_is_an_error_and_leaves_no_connection(app: Flask, doctor: Client) -> None:
     sql(app, "ALTER TABLE patients RENAME TO lost")
     try:
         assert doctor.get("/patients").status_code == 500
-        assert checked_out(app) == 0
+        assert connections_in_use(app) == 0
     finally:
         sql(app, "ALTER TABLE lost RENAME TO patients")
 
@@ -598,7 +594,7 @@ def test_what_fails_later_breaks_the_connection_and_never_closes_the_array(
     assert sent[0].startswith(b"[{")
     assert b'"id":1000,' in sent[-1]
     assert not sent[-1].endswith(b"]")
-    assert checked_out(served) == 0
+    assert connections_in_use(served) == 0
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -619,4 +615,4 @@ def test_a_statement_that_takes_too_long_is_given_up(app: Flask, make_app: MakeA
         connection.rollback()
     connection.close()
     assert hurried.get("/patient/1").json == patient
-    assert checked_out(hurried.app) == 0
+    assert connections_in_use(hurried.app) == 0

@@ -11,9 +11,19 @@ from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
-from conftest import Client, assert_refused, at_once, make_appointment, make_patient, make_report, sign_in, sign_up
+from conftest import (
+    Client,
+    assert_refused,
+    at_once,
+    connections_in_use,
+    make_appointment,
+    make_patient,
+    make_report,
+    sign_in,
+    sign_up,
+)
 from flask import Flask
-from test_collections import all_pages, checked_out, many_patients, stream_of
+from test_collections import all_pages, many_patients, stream_of
 
 MakeApp = Callable[..., Flask]
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
@@ -95,7 +105,7 @@ def test_streams_and_writers_share_a_few_connections(behind: Flask) -> None:
         assert sum(piece.count(b'"mrn"') for piece in stream) == 700  # of 1,200, besides the first 500
         stream.close()
     assert len(all_pages(ada, "/patients?limit=500&sort=-admitted_at")) == 1208
-    assert checked_out(behind) == 0
+    assert connections_in_use(behind) == 0
 
 
 def test_a_statement_that_takes_too_long_is_given_up_there_too(behind: Flask) -> None:
