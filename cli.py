@@ -194,10 +194,12 @@ def seed_clinic(
             clinic.make()
         click.echo(f"Made: {doctors} doctors, {patients} patients, {appointments} appointments, {reports} reports.")
     else:
-        click.echo("There are patients already, so nothing was made. (--add adds to them.)")
-    click.echo(f"\nSign in with the password: {password}\n\n  administrator  {seed.ADMIN_EMAIL}")
-    for email in seed.doctors(10):
-        click.echo(f"  doctor         {email}")
+        click.echo("There are patients already, so nothing was made. To add to them: flask seed --add")
+    logins = seed.logins(10)
+    if logins:
+        click.echo(f"\nSign in with the password: {password}\n")
+    for email, role in logins:
+        click.echo(f"  {role:<8} {email}")
 
 
 COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, audit_group, seed_clinic)

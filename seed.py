@@ -467,10 +467,9 @@ def is_empty() -> bool:
         return not connection.scalar(select(func.count()).select_from(select(Patient.id).limit(1).subquery()))
 
 
-def doctors(most: int) -> Sequence[str]:
-    """The emails of the first doctors that were made here."""
+def logins(most: int) -> Sequence[tuple[str, str]]:
+    """The email and role of the first that were made here, the administrator first; none where none was."""
+    made = User.live().with_only_columns(User.email, User.role).where(User.email.like("%@hosi.example"))
     with db.engine.connect() as connection:
-        made = (
-            User.live().with_only_columns(User.email).where(User.email.like("%@hosi.example"), User.role == Role.DOCTOR)
-        )
-        return connection.scalars(made.order_by(User.id).limit(most)).all()
+        rows = connection.execute(made.order_by(User.role, User.id).limit(most))
+        return [(row.email, row.role) for row in rows]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Client, empty_tables, snapshot
+from conftest import Client, empty_tables, make_patient, snapshot
 from flask import Flask
 
 SMALL = ("--patients", "30", "--doctors", "3", "--appointments", "60", "--reports", "3", "--first-day", "2026-03-02")
@@ -70,6 +70,17 @@ def test_a_second_time_it_only_says_how_to_sign_in(app: Flask) -> None:
     seed(app, *SMALL)
     before = snapshot(app)
     assert "admin@hosi.example" in seed(app, *SMALL)
+    assert snapshot(app) == before
+
+
+def test_where_others_have_patients_it_makes_nothing_and_names_no_login_that_there_is_not(
+    app: Flask, admin: Client
+) -> None:
+    make_patient(admin)
+    before = snapshot(app)
+    said = seed(app, *SMALL)
+    assert "--add" in said
+    assert "hosi.example" not in said
     assert snapshot(app) == before
 
 
