@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Flask, Request, Response, abort, current_app, redirect, request
+from flask import Blueprint, Flask, Request, Response, abort, current_app, redirect, request, send_from_directory
 from flask.sessions import NullSession, SessionInterface
 from flask_cors import CORS
 from sqlalchemy.orm import joinedload, selectinload
@@ -346,7 +346,7 @@ with_images = (joinedload(Report.patient), joinedload(Report.doctor), selectinlo
 
 def shown(report: Report) -> ReportOut:
     """The report as its reader gets it: each image with a link of their own."""
-    answer, link = ReportOut.of(report), media.store().links(caller().id)
+    answer, link = ReportOut.of(report), media.links(caller().id)
     for image in answer.images:
         image.image_url = link(image.image_url)
     return answer
@@ -354,7 +354,7 @@ def shown(report: Report) -> ReportOut:
 
 def with_links() -> Callable[[dict[str, Any]], None]:
     """Does to the fields of a report what `shown` does to the record."""
-    link = media.store().links(caller().id)
+    link = media.links(caller().id)
 
     def give_links(report: dict[str, Any]) -> None:
         for image in report["images"]:
@@ -486,7 +486,7 @@ DOCS_POLICY = (
 @api.get("/docs")
 def docs() -> Response:
     """The interactive page."""
-    page = current_app.send_static_file("docs/index.html")
+    page = send_from_directory(f"{current_app.static_folder}", "docs/index.html", conditional=False, etag=False)
     page.headers["Content-Security-Policy"] = DOCS_POLICY
     return page
 

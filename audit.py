@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     Select,
     Table,
     Text,
@@ -36,6 +37,7 @@ from sqlalchemy import (
     text,
     tuple_,
     type_coerce,
+    union_all,
     update,
 )
 from sqlalchemy.orm import Session, UOWTransaction
@@ -179,8 +181,12 @@ def _new_ids(connection: Connection, count: int) -> list[int]:
     if connection.dialect.name == "sqlite":  # where one transaction writes at a time
         last = connection.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'")) or 0
         return list(range(last + 1, last + 1 + count))
-    drawn = text("SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)")
-    return sorted(connection.scalars(drawn, {"count": count}))
+    # The lock, in one message with it, is that of the INSERT to come: `_snapshot` shall wait for it as from here on.
+    drawn = (
+        "LOCK TABLE audit_entries IN ROW EXCLUSIVE MODE; "
+        "SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)"
+    )
+    return sorted(connection.scalars(text(drawn), {"count": count}))
 
 
 _chosen_heads = (
@@ -290,9 +296,14 @@ def note_sign_in(action: str, user_id: int | None, details: dict[str, Any]) -> N
 _written = TypeAdapter(list[HistoryOut])
 
 
-def _read(*conditions: Any) -> Select[Any]:
+def _read(entries: FromClause) -> Select[Any]:
+    """These entries, with their actors' names."""
     actor = (User.first_name + " " + User.last_name).label("actor_name")
-    return select(*_entries.columns, actor).outerjoin(User, User.id == _entries.c.actor_id).where(*conditions)
+    return select(entries, actor).outerjoin_from(entries, User, User.id == entries.c.actor_id)
+
+
+def _newest(entries: FromClause) -> tuple[Any, Any]:
+    return entries.c.at.desc(), entries.c.id.desc()
 
 
 def history(record: Record) -> list[HistoryOut]:
@@ -301,23 +312,35 @@ def history(record: Record) -> list[HistoryOut]:
     if isinstance(record, Report):
         images = select(Image.id).where(Image.report_id == record.id)
         mine |= (AuditEntry.kind == Image.noun()) & AuditEntry.record_id.in_(images)
-    return [HistoryOut.of(row) for row in db.session.execute(_read(mine).order_by(AuditEntry.id))]
+    return [HistoryOut.of(row) for row in db.session.execute(_read(_entries).where(mine).order_by(AuditEntry.id))]
+
+
+def _branches(query: AuditQuery) -> list[list[ColumnElement[bool]]]:
+    """What is asked for, apart by actor and kind."""
+    actors = [AuditEntry.actor_id == actor for actor in dict.fromkeys(query.actor)]
+    kinds = [AuditEntry.kind == kind for kind in dict.fromkeys(query.kind)]
+    if actors and not kinds:
+        kinds = [AuditEntry.kind == kind for kind in (*KINDS, SIGN_INS[0])]
+    return [list(one) for one in product(*(several for several in (actors, kinds) if several))]
 
 
 def search(query: AuditQuery) -> Many[HistoryOut]:
     """A page of every record's changes, and of sign-ins, the newest first."""
-    found = _read().order_by(AuditEntry.id.desc()).limit(query.limit + 1)
-    if query.actor:
-        found = found.where(AuditEntry.actor_id.in_(query.actor))
-    if query.kind:
-        found = found.where(AuditEntry.kind.in_(query.kind))
+    spans = []
     if query.from_:
-        found = found.where(AuditEntry.at >= query.from_)
+        spans.append(AuditEntry.at >= query.from_)
     if query.to:
-        found = found.where(AuditEntry.at <= query.to)
+        spans.append(AuditEntry.at <= query.to)
     if query.before:
-        found = found.where(AuditEntry.id < query.before)
-    entries = [HistoryOut.of(row) for row in db.session.execute(found)]
+        then = select(AuditEntry.at).where(AuditEntry.id == query.before).scalar_subquery()
+        spans.append(tuple_(AuditEntry.at, AuditEntry.id) < tuple_(then, query.before))
+    branches = [  # each has an index that has its order
+        select(_entries).where(*one, *spans).order_by(*_newest(_entries)).limit(query.limit + 1).subquery()
+        for one in _branches(query)
+    ]
+    found = union_all(*(select(branch) for branch in branches)).subquery()
+    rows = db.session.execute(_read(found).order_by(*_newest(found)).limit(query.limit + 1))
+    entries = [HistoryOut.of(row) for row in rows]
     shown = entries[: query.limit]
     page: Many[HistoryOut] = Many(_written.dump_json(shown), mimetype="application/json")
     page.accessed = ", ".join(entry.accessed for entry in shown)

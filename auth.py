@@ -137,12 +137,12 @@ def caller() -> Caller:
     return who
 
 
-def allow(record: Record) -> None:
+def allow(record: Record, to: str = "change") -> None:
     """Raises `Forbidden` unless the record is one that the caller may create or change as it now stands."""
     owner = OWNER[type(record)]
     if not (caller().is_admin or owner is None or getattr(record, owner) == caller().id):
-        whose = "account" if isinstance(record, User) else f"{record.noun()}s"
-        raise errors.Forbidden(f"Only your own {whose} can be changed; an administrator can change every one.")
+        what = "accounts" if isinstance(record, User) else f"{record.noun()}s"
+        raise errors.Forbidden(f"Only an administrator can {to} other people's {what}.")
 
 
 Kind = TypeVar("Kind", bound=Record)
@@ -162,7 +162,7 @@ def editable(kind: type[Kind], record_id: int, *options: Any) -> Kind:
 def with_history(kind: type[Kind], record_id: int) -> Kind:
     """A record whose history the caller may read: who may edit it, and of an archived one administrators."""
     record = (models.find_any if caller().is_admin else models.find)(kind, record_id)
-    allow(record)
+    allow(record, "read the history of")
     return record
 
 
@@ -206,7 +206,9 @@ def hash_password(password: str, email: str, field: str = "password") -> str:
 
     `field` is what the client calls it.
     """
-    plain = password.lower().strip()
+    plain = _as_typed_anywhere(password).lower().strip()
+    if len(_as_typed_anywhere(password)) < PASSWORD_LENGTH:  # as it will be checked, an é is one character
+        raise errors.Invalid({field: [f"A password has at least {PASSWORD_LENGTH} characters."]})
     if plain in (email, email.partition("@")[0]) or plain in _well_known() or len(set(plain)) < 3:
         raise errors.Invalid({field: ["This password is among the first that anybody would try. Choose another."]})
     return _hash(password)
@@ -313,9 +315,10 @@ _locks = select(SignInTries.address, SignInTries.locked_until).where(
 _lately_signed_in = select(
     exists()
     .where(User.email == bindparam("email"), LoginSession.user_id == User.id)
-    .where(LoginSession.address == bindparam("address"), LoginSession.last_used_at > bindparam("lately"))
+    .where(bindparam("address").in_([LoginSession.address, LoginSession.signed_in_from]))
+    .where(LoginSession.last_used_at > bindparam("lately"))
 )
-_known = select(User.id, User.password).where(User.email == bindparam("email"), User.deleted_at.is_(None))
+_known = select(User.id, User.password, User.deleted_at).where(User.email == bindparam("email"))
 _signing_in = User.live().where(User.id == bindparam("id")).with_for_update(key_share=True)
 
 
@@ -518,6 +521,7 @@ def open_session(user: User) -> TokensOut:
         expires_at=now() + _refresh_lifetime(),
         device=request.headers.get("User-Agent", "")[:200].replace("\0", ""),
         address=client_address(),
+        signed_in_from=client_address(),
     )
     db.session.add(session)
     db.session.flush()
@@ -531,7 +535,7 @@ def _prove(email: str, password: str) -> tuple[int, str] | None:
     with database.reader() as connection:
         _refuse_while_locked(connection, email, address)
         known = connection.execute(_known, {"email": email}).one_or_none()
-    right = _is_right(password, known.password if known else None)
+    right = _is_right(password, known.password if known and not known.deleted_at else None)
     _judge(email, address, right)
     if known and right:
         return known.id, known.password
@@ -543,9 +547,7 @@ def _prove(email: str, password: str) -> tuple[int, str] | None:
 
 def sign_in(email: str, password: str) -> TokensOut:
     """Tokens for the right password. Raises `Unauthorized`, `TooManyRequests`, or `Forbidden` for a closed account."""
-    email = spelled_email(email)
-    if "@" not in email:
-        email = ""  # nobody's; it may be a password typed into the wrong field, and is kept nowhere
+    email = spelled_email(email) or ""  # of no form that an account can have, it may be a password: kept nowhere
     proved = _prove(email, password)
     if proved is None:
         raise errors.Unauthorized("The email or the password is wrong.")

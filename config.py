@@ -5,6 +5,7 @@ one wins: defaults, `.env`, the environment, `instance/config.py`, what a test h
 """
 
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -58,7 +59,8 @@ class Settings(BaseModel):
     DATABASE_URL: str = Field("", description="where the records are; empty: SQLite in the instance folder")
     STATEMENT_TIMEOUT: int = Field(30, ge=1, description="seconds that one SQL statement may take on PostgreSQL")
     INSTANCE_PATH: Path = Field(
-        ROOT / "instance", description="folder of the SQLite file, the local images and the generated secrets"
+        ROOT / "instance",
+        description="folder of the SQLite file, the local images and the generated secrets; for its user alone",
     )
     PUBLIC_URL: str = Field(
         "", description="the address clients reach this server at, such as `https://api.clinic.example`"
@@ -120,7 +122,16 @@ class Settings(BaseModel):
     def _names_the_driver(cls, url: str) -> str:
         """`postgres://` and `postgresql://` mean psycopg2, whatever SQLAlchemy's default is."""
         scheme, separator, rest = url.partition("://")
-        return f"postgresql+psycopg2{separator}{rest}" if scheme in ("postgres", "postgresql") else url
+        if url and (not separator or scheme not in ("sqlite", "postgres", "postgresql", "postgresql+psycopg2")):
+            raise ValueError("must begin with postgresql:// or sqlite://")
+        return url if scheme in ("", "sqlite") else f"postgresql+psycopg2{separator}{rest}"
+
+    @field_validator("RATELIMIT_STORAGE_URI")
+    @classmethod
+    def _is_storage(cls, uri: str) -> str:
+        if not re.match(r"memory://|rediss?(\+(unix|sentinel|cluster))?://", uri):
+            raise ValueError("must be memory:// or begin with redis:// or rediss://")
+        return uri
 
     @field_validator("PUBLIC_URL", "PASSWORD_RESET_URL", "CLOUDINARY_UPLOAD_PREFIX")
     @classmethod
@@ -167,7 +178,7 @@ def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     except ValidationError as error:
         raise ConfigError(
             "\n".join(
-                f"Setting {e['loc'][0] if e['loc'] else ''}: {e['msg'].removeprefix('Value error, ')}."
+                f"Setting {e['loc'][0] if e['loc'] else 'CLOUDINARY'}: {e['msg'].removeprefix('Value error, ')}."
                 for e in error.errors()
             )
         ) from None

@@ -54,7 +54,7 @@ def _read_json(model: type[BaseModel]) -> BaseModel:
     if not request.is_json:
         raise errors.UnsupportedMediaType("Send JSON, with the header Content-Type: application/json.")
     try:
-        return model.model_validate_json(request.get_data())
+        return model.model_validate_json(forms.json_body())
     except ValidationError as error:
         found = error.errors(include_url=False)
         if found[0]["type"] == "json_invalid":
@@ -136,7 +136,7 @@ def contract(status: int = 200, at: str = "") -> Callable[[View], View]:
             if isinstance(answer, Many):
                 return answer
             response = Response(writer.dump_json(answer), status, mimetype="application/json")
-            if version := getattr(answer, "version", None):
+            if isinstance(version := getattr(answer, "version", None), int):
                 response.set_etag(str(version))
             if at:
                 response.headers["Location"] = at.format(id=answer.id)

@@ -18,9 +18,8 @@ from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
+from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.types import TypeDecorator
 
 import errors
@@ -81,17 +80,10 @@ def upsert(table: type[Base]) -> Any:
     return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[db.engine.dialect.name](table)
 
 
-# Deadlock, serialisation failure and lock not available of PostgreSQL: the transaction did nothing and may simply be
-# tried again.
-_RETRIED = {"40P01", "40001", "55P03"}
-
-
-def _is_passing(error: Exception) -> bool:
-    if isinstance(error, StaleDataError):
-        return True
+def _is_worth_another_try(error: Exception) -> bool:
     if isinstance(error, IntegrityError) and errors.constraint_of(error) == "uq_patients_mrn":
         return True  # another draw of the number
-    return isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) in _RETRIED
+    return errors.is_passing(error)
 
 
 def in_transaction(work: Callable[[], Result], tries: int = 8) -> Result:
@@ -105,7 +97,7 @@ def in_transaction(work: Callable[[], Result], tries: int = 8) -> Result:
         except Exception as error:
             db.session.rollback()
             db.session.expunge_all()
-            if attempt == tries or not _is_passing(error):
+            if attempt == tries or not _is_worth_another_try(error):
                 raise
             time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
     raise AssertionError("unreachable")

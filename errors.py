@@ -11,6 +11,7 @@ from typing import Any
 from flask import Flask, Response, g, has_request_context, jsonify, request
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import StaleDataError
 from werkzeug.exceptions import HTTPException
 
 log = logging.getLogger("hosi")
@@ -116,8 +117,22 @@ def _is_faulty_sql(error: Exception) -> bool:
     return getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
 
 
+# Deadlock, serialisation failure and lock not available of PostgreSQL: the transaction did nothing, and may be tried
+# again.
+_PASSING = {"40P01", "40001", "55P03"}
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the database refused only because of what others did at that moment."""
+    if isinstance(error, StaleDataError):
+        return True
+    return isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) in _PASSING
+
+
 def from_database(error: Exception) -> APIError | None:
     """What the database's refusal means to the client; None when it is a fault of ours."""
+    if is_passing(error):
+        return Conflict("Others are changing this at this moment. Please try again.", headers={"Retry-After": "2"})
     if isinstance(error, IntegrityError):
         known = _broken.get(constraint_of(error))
         return known or Conflict("This contradicts what is stored: another record refers to it or has the same value.")
@@ -133,7 +148,7 @@ def field_errors(found: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Pydantic's findings by field, without the values: one of them may be a password."""
     fields: dict[str, list[str]] = {}
     for one in found:
-        name = ".".join(str(part)[:100] for part in one["loc"]) or "body"
+        name = ".".join(part[:100] for part in one["loc"] if isinstance(part, str)) or "body"  # a number: of several
         text = "This field is not known here." if one["type"] == "extra_forbidden" else one["msg"]
         fields.setdefault(name, []).append(text.removeprefix("Value error, "))
     return fields

@@ -1,12 +1,16 @@
 """A multipart form as it arrives: its limits, its fields, its files (RFC 7578)."""
 
-from typing import IO, Any
+import os
+from typing import IO, TYPE_CHECKING, Any
 
 from flask import Request, request
 from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.formparser import FormDataParser
 
 import errors
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 JSON_LIMIT = 2 * 1024 * 1024  # bytes of a body without files
 MOST_FILES = 50
@@ -21,11 +25,27 @@ class _LoudParser(FormDataParser):
         super().__init__(*args, **{**kwargs, "silent": False})
 
 
+class _Chunks:
+    """A body in chunks (RFC 9112 section 7.1). What the server that reads them raises is the client's fault: they are
+    malformed, or end too early."""
+
+    def __init__(self, chunks: IO[bytes]) -> None:
+        self._chunks = chunks
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._chunks.read(size)
+        except Exception as error:
+            raise errors.BadRequest("The body is not well-formed: its chunks are broken.") from error
+
+
 class APIRequest(Request):
     form_data_parser_class = _LoudParser
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, environ: "WSGIEnvironment", *args: Any, **kwargs: Any) -> None:
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            environ["wsgi.input"] = _Chunks(environ["wsgi.input"])
+        super().__init__(environ, *args, **kwargs)
         self._received: list[IO[bytes]] = []
 
     def _get_file_stream(self, *args: Any, **kwargs: Any) -> IO[bytes]:
@@ -38,6 +58,14 @@ class APIRequest(Request):
             file.close()
 
 
+def json_body() -> bytes:
+    """A JSON body as it came. Raises `TooLarge`."""
+    body = request.get_data()
+    if len(body) >= JSON_LIMIT:  # one in chunks is cut off there
+        raise errors.TooLarge(f"JSON is taken up to {JSON_LIMIT >> 20} MB.")
+    return body
+
+
 def fields() -> MultiDict[str, str]:
     """The fields that are no files. Raises `BadRequest`, and `Invalid` for files under another name than `images`."""
     request.max_content_length = FORM_LIMIT
@@ -45,11 +73,15 @@ def fields() -> MultiDict[str, str]:
         form = request.form
     except ValueError:
         raise errors.BadRequest("The body is not a well-formed multipart/form-data.") from None
+    if None in form or None in request.files:
+        raise errors.BadRequest("Each part of the form needs a name.")
+    if any("\ufffd" in text for pair in form.items(multi=True) for text in pair):  # what Werkzeug could not decode
+        raise errors.BadRequest("The texts of the form are not UTF-8.")
     if unknown := {name: ["No file is taken here."] for name in request.files if name != "images"}:
         raise errors.Invalid(unknown)
     return form
 
 
 def images() -> list[FileStorage]:
-    """The files named `images`. A form without a chosen file sends one without a name."""
-    return [file for file in request.files.getlist("images") if file.filename]
+    """The files named `images`. A form without a chosen file sends one that is empty and has no name."""
+    return [file for file in request.files.getlist("images") if file.filename or file.stream.seek(0, os.SEEK_END)]

@@ -5,7 +5,8 @@ from config import read_settings
 _settings = read_settings()  # here too, so that a wrong setting stops the start with its sentence
 
 wsgi_app = "app:create_app()"
-bind = f"{_settings['HOST']}:{_settings['PORT']}"
+_host = _settings["HOST"]
+bind = f"{f'[{_host}]' if ':' in _host else _host}:{_settings['PORT']}"
 workers = _settings["WEB_CONCURRENCY"]
 worker_class = "gthread"  # threads suit routes that wait on uploads
 threads = _settings["WEB_THREADS"]

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -56,9 +57,6 @@ class Store(Protocol):
     def destroy(self, public_id: str) -> None:
         """Forgets the picture; not an error where there is none. Raises `StoreError`."""
 
-    def links(self, reader_id: int) -> Callable[[str], str]:
-        """What makes an `image_url` into the address at which this reader's browser gets the picture."""
-
 
 class CloudinaryStore:
     """https://cloudinary.com/documentation/image_upload_api_reference"""
@@ -70,7 +68,8 @@ class CloudinaryStore:
         import cloudinary.uploader
 
         self._sdk = cloudinary.uploader
-        self._failures = cloudinary.exceptions.Error, HTTPError, KeyError, OSError
+        # the last three: the SDK trusts that an answer is the JSON it knows
+        self._failures = cloudinary.exceptions.Error, HTTPError, OSError, KeyError, TypeError, AttributeError
         self._account = {
             "cloud_name": cloud_name,
             "api_key": api_key,
@@ -90,18 +89,18 @@ class CloudinaryStore:
             answer = self._sdk.upload(
                 content, public_id=public_id, type="authenticated", overwrite=False, **self._account
             )
-            return str(answer["secure_url"])
+            url = str(answer["secure_url"])
         except self._failures as error:
             raise StoreError(str(error)) from error
+        if not re.match("https?://", url):
+            raise StoreError("Cloudinary's answer has no URL")
+        return url
 
     def destroy(self, public_id: str) -> None:
         try:
             self._sdk.destroy(public_id, type="authenticated", invalidate=True, **self._account)
         except self._failures as error:
             raise StoreError(str(error)) from error
-
-    def links(self, reader_id: int) -> Callable[[str], str]:
-        return str  # as it is: Cloudinary signed it when it was uploaded
 
 
 class LocalStore:
@@ -158,6 +157,7 @@ class LocalStore:
         return hmac.digest(self._secret, f"{key}|{reader}|{expires}".encode(), "sha256").hex()
 
     def links(self, reader_id: int) -> Callable[[str], str]:
+        """What makes a file's key into the address at which this reader's browser gets the picture."""
         base = f"{self._public_url or request.host_url.rstrip('/')}/media"
         reader, expires = str(reader_id), str(int(time.time()) + self._lifetime)
         query = f"reader={reader}&expires={expires}&signature="
@@ -174,10 +174,35 @@ class LocalStore:
         return path
 
 
-def store() -> Store:
-    """The store of the running application."""
-    kept: Store = current_app.extensions["image_store"]
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where new images go, and where images may be: a clinic that has changed its store has some in either."""
+
+    local: LocalStore
+    cloudinary: CloudinaryStore | None
+
+    @property
+    def chosen(self) -> Store:
+        return self.cloudinary or self.local
+
+    def named(self, name: str) -> Store:
+        """Raises `StoreError`."""
+        found = next((one for one in (self.local, self.cloudinary) if one and one.name == name), None)
+        if found is None:
+            raise StoreError(f"there are images on {name}, whose credentials are not set")
+        return found
+
+
+def stores() -> Stores:
+    """Those of the running application."""
+    kept: Stores = current_app.extensions["image_stores"]
     return kept
+
+
+def links(reader_id: int) -> Callable[[str], str]:
+    """What makes an `image_url` into the address at which this reader's browser gets the picture."""
+    local = stores().local.links(reader_id)
+    return lambda url: url if "://" in url else local(url)  # Cloudinary signed its own when it was uploaded
 
 
 def _give_memory_back() -> None:
@@ -193,22 +218,18 @@ def init_app(app: Flask) -> None:
     _give_memory_back()
     setting = app.config
     account = [setting[f"CLOUDINARY_{part}"] for part in ("CLOUD_NAME", "API_KEY", "API_SECRET", "UPLOAD_PREFIX")]
-    chosen: Store
-    if all(account):
-        chosen = CloudinaryStore(*account)
-    else:
-        folder = setting["INSTANCE_PATH"] / "images"
-        chosen = LocalStore(folder, setting["SECRET_KEY"], setting["IMAGE_LINK_TTL"], setting["PUBLIC_URL"])
-    app.extensions["image_store"] = chosen
-    log.info("images are kept on %s", chosen.name)
+    folder = setting["INSTANCE_PATH"] / "images"
+    local = LocalStore(folder, setting["SECRET_KEY"], setting["IMAGE_LINK_TTL"], setting["PUBLIC_URL"])
+    kept = Stores(local, CloudinaryStore(*account) if all(account) else None)
+    app.extensions["image_stores"] = kept
+    log.info("images are kept on %s", kept.chosen.name)
 
 
 def respond(key: str, link: Mapping[str, str]) -> Response:
     """The local image that a link's key and query string stand for. Raises `Forbidden` or `NotFound`."""
-    kept = store()
-    if not isinstance(kept, LocalStore) or not re.fullmatch(r"[0-9a-f]{40}\.[a-z]+", key):
+    if not re.fullmatch(r"[0-9a-f]{40}\.[a-z]+", key):
         raise errors.NotFound("There is no such image.")
-    path = kept.open_link(key, *(link.get(part, "") for part in ("reader", "expires", "signature")))
+    path = stores().local.open_link(key, *(link.get(part, "") for part in ("reader", "expires", "signature")))
     access_log.info("user %s GET image %s", link["reader"], key)
     response = send_file(path, mimetype=f"image/{path.suffix[1:]}", conditional=False, etag=False)
     response.headers["Cache-Control"] = "no-store"
@@ -272,7 +293,7 @@ def _send(store: Store, picture: Picture, public_id: str) -> str:
 def _send_all(uploads: dict[str, Picture]) -> list[str]:
     """Sends side by side; returns each image_url. Raises `ImageStoreFailed` once none is under way any more."""
     with ThreadPoolExecutor(min(SENDERS, len(uploads)), thread_name_prefix="upload") as senders:
-        sent = [senders.submit(_send, store(), picture, public_id) for public_id, picture in uploads.items()]
+        sent = [senders.submit(_send, stores().chosen, picture, public_id) for public_id, picture in uploads.items()]
         wait(sent, return_when=FIRST_EXCEPTION)
         for one in sent:
             one.cancel()  # only what has not begun
@@ -298,7 +319,8 @@ def sending(files: Sequence[FileStorage]) -> Iterator[list[Image]]:
     try:
         if uploads:
             with db.engine.begin() as connection:
-                connection.execute(insert(Upload), [{"public_id": public_id} for public_id in uploads])
+                store = stores().chosen.name
+                connection.execute(insert(Upload), [{"public_id": one, "store": store} for one in uploads])
         urls = _send_all(uploads) if uploads else []
         _strike_out(uploads)
         yield [
@@ -347,16 +369,26 @@ def _take_back(public_ids: list[str]) -> None:
             # waits for the commit, should it be under way still although it failed for us
             connection.execute(update(Upload).where(Upload.public_id.in_(public_ids)).values(claimed_at=now()))
             kept = set(connection.scalars(select(Image.public_id).where(Image.public_id.in_(public_ids))))
-        _destroy_claimed([public_id for public_id in public_ids if public_id not in kept])
+        _destroy_claimed({one: stores().chosen.name for one in public_ids if one not in kept})
     except Exception:
         log.exception("%d uploads are left to the sweep (flask purge)", len(public_ids))
 
 
-def _destroy_claimed(public_ids: Sequence[str]) -> None:
-    for public_id in public_ids:
-        store().destroy(public_id)
+def _destroy_claimed(uploads: Mapping[str, str]) -> None:
+    """By the public id the name of the store. Raises `StoreError`, having done what the other store had to do."""
+    failed: dict[str, StoreError] = {}
+    for public_id, store in uploads.items():
+        if store in failed:
+            continue
+        try:
+            stores().named(store).destroy(public_id)
+        except StoreError as error:
+            failed[store] = error
+            continue
         with db.engine.begin() as connection:
             connection.execute(delete(Upload).where(Upload.public_id == public_id))
+    if failed:
+        raise StoreError("; ".join(map(str, failed.values())))
 
 
 def sweep() -> int:
@@ -367,6 +399,7 @@ def sweep() -> int:
             .where(Upload.started_at < now() - ABANDONED_AFTER, Upload.claimed_at.is_(None))
             .values(claimed_at=now())
         )
-        claimed = connection.scalars(select(Upload.public_id).where(Upload.claimed_at.is_not(None))).all()
+        rows = connection.execute(select(Upload.public_id, Upload.store).where(Upload.claimed_at.is_not(None)))
+        claimed = {row.public_id: row.store for row in rows}
     _destroy_claimed(claimed)
     return len(claimed)

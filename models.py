@@ -22,7 +22,6 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    bindparam,
     delete,
     event,
     exists,
@@ -35,7 +34,6 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import (
     Mapped,
-    ORMExecuteState,
     Session,
     declared_attr,
     mapped_column,
@@ -203,7 +201,7 @@ class User(Record):
         if "password" in changes or not self.is_active:
             self.end_logins()
         if "password" in changes or not self.is_active or self.email != mailbox:
-            db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
+            self._void_reset_links()
 
     def end_logins(self) -> None:
         db.session.execute(
@@ -211,6 +209,9 @@ class User(Record):
             .where(LoginSession.user_id == self.id, LoginSession.ended_at.is_(None))
             .values(ended_at=now())
         )
+
+    def _void_reset_links(self) -> None:
+        db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
 
     def _leave_an_administrator(self) -> None:
         """The others' rows stay locked until the commit: of two who step down at once, one is refused."""
@@ -237,6 +238,7 @@ class User(Record):
             )
         super().archive()
         self.end_logins()
+        self._void_reset_links()
 
 
 errors.explain(
@@ -498,6 +500,11 @@ class Image(Record):
     bytes: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
 
+    @property
+    def store(self) -> str:
+        """The name of the store that has it: a clinic may change from one to the other."""
+        return "Cloudinary" if "://" in self.image_url else "the local disk"
+
 
 class Report(ClinicalRecord):
     __tablename__ = "reports"
@@ -607,27 +614,6 @@ def insert_words(connection: Connection, kind: type[Patient | User], rows: Itera
         insert_many(connection, WORDS[kind], [{"word": word, "record_id": row_id} for word, row_id in found])
 
 
-def index_words(kind: type[Patient | User], after: int = 0) -> None:
-    """Words for those beyond the id `after` who have none yet, as when a bulk insert went past the session."""
-    connection, table = db.session.connection(), WORDS[kind]
-    wordless = select(kind.__table__).where(kind.id > bindparam("after"), ~exists().where(table.record_id == kind.id))
-    while rows := connection.execute(wordless.order_by(kind.id).limit(1000), {"after": after}).all():
-        insert_words(connection, kind, rows)
-        after = rows[-1].id
-
-
-@event.listens_for(Session, "do_orm_execute")
-def _index_words_in_bulk(state: ORMExecuteState) -> Any:
-    """`session.execute(insert(Patient), [...])` makes no objects whose flush could be seen."""
-    kind = state.bind_mapper.class_ if state.is_insert and state.bind_mapper else None
-    if kind not in WORDS:
-        return None
-    newest = state.session.connection().scalar(select(func.max(kind.id))) or 0
-    result = state.invoke_statement()
-    index_words(kind, newest)
-    return result
-
-
 class Upload(Base):
     """An image on its way to the store: written down before it is sent, struck out by the commit of its report.
 
@@ -637,6 +623,7 @@ class Upload(Base):
     __tablename__ = "uploads"
 
     public_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    store: Mapped[str] = mapped_column(String(16))  # by its name, as in `Image.store`
     started_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
     claimed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
@@ -655,7 +642,8 @@ class LoginSession(Base):
     ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     generation: Mapped[int] = mapped_column(default=1)  # of the refresh token that is good now
     device: Mapped[str] = mapped_column(String(200))  # the User-Agent header
-    address: Mapped[str] = mapped_column(String(45))
+    address: Mapped[str] = mapped_column(String(45))  # of the last login or refresh
+    signed_in_from: Mapped[str] = mapped_column(String(45))
 
     @classmethod
     def open(cls, user_id: int) -> Select[Self]:
@@ -690,9 +678,9 @@ class AuditEntry(Base):
     __tablename__ = "audit_entries"
     __table_args__ = (
         UniqueConstraint("kind", "record_id", "seq"),
-        Index(None, "actor_id", "id"),
-        Index(None, "kind", "id"),
-        Index(None, "at"),
+        Index(None, "actor_id", "kind", "at", "id"),
+        Index(None, "kind", "at", "id"),
+        Index(None, "at", "id"),
         KEEP_IDS,
     )
 
@@ -839,6 +827,6 @@ def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
 def _delete(records: Iterable[Record]) -> None:
     for record in records:
         if isinstance(record, Image):
-            db.session.add(Upload(public_id=record.public_id, claimed_at=now()))
+            db.session.add(Upload(public_id=record.public_id, store=record.store, claimed_at=now()))
         db.session.delete(record)
     db.session.flush()

@@ -21,7 +21,7 @@ JSON = dict[str, Any]
 View = Callable[..., Any]
 
 LARGEST_ID = 999_999_999  # as in models.py
-MOST_FILES = 50  # as in contract.py
+MOST_FILES = 50  # as in forms.py
 PICTURES = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
 
 
@@ -82,7 +82,6 @@ ERRORS: dict[int, tuple[str, str, JSON]] = {
         "Neither JSON nor, where files are taken, multipart.",
         {"msg": "Send JSON, with the header Content-Type: application/json."},
     ),
-    416: ("RangeNotSatisfiable", "There is no such range.", {"msg": "The requested range cannot be provided."}),
     422: (
         "Invalid",
         "Understood, but not valid.",
@@ -116,7 +115,7 @@ ALSO: dict[str, set[int]] = {
     "login": {401, 403, 429},
     "refresh": {401},
     "change_my_password": {409, 429},
-    "media_file": {403, 404, 416},
+    "media_file": {403, 404},
 }
 WITHOUT_DATABASE = {"index", "healthz", "docs", "openapi_document", "media_file"}
 
@@ -178,8 +177,6 @@ PLAIN: dict[str, JSON] = {
         ],
         "responses": {
             "200": {"description": "The image.", "content": _bytes("image/*")},
-            "206": {"description": "The range of it that was asked for.", "content": _bytes("image/*")},
-            "304": {"description": "It is the one you have."},
         },
     },
 }

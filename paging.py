@@ -54,7 +54,7 @@ from schemas import AppointmentOut, CollectionQuery, ImageOut, Out, PatientOut, 
 
 BATCH = 500  # rows of a stream that are in memory at once
 APART = ("patient_id", "user_id", "status", "role")  # filters whose values are looked up one by one
-MOST_APART = 16  # more values than these are left to the planner
+MOST_APART = 100  # more values than these are left to the planner
 LAST_SIGN = "\U0010ffff"  # sorts after every letter
 
 Answer = TypeVar("Answer", bound=Out)
@@ -169,7 +169,9 @@ class Collection(Generic[Answer]):
             fields = dict(zip(names, row, strict=False))
             for name in times:
                 if (time := fields[name]) is not None:
-                    fields[name] = (datetime.fromisoformat(time + "+00:00") if on_sqlite else time).astimezone(zone)
+                    time = (datetime.fromisoformat(time + "+00:00") if on_sqlite else time).astimezone(zone)
+                    # until 1972 some offsets had seconds, which orjson would round
+                    fields[name] = time if time.year > 1972 else time.isoformat()
             for name in truths:
                 fields[name] = bool(fields[name])
             if complete:

@@ -86,7 +86,10 @@ def stop(_: object = None) -> None:
 def streaming(batch: int) -> Connection:
     """A connection for one long read, so many rows at a time, that outlives the request's context. To be closed."""
     stop()  # a request that held one connection and waited for another could wait for itself
-    return db.engine.connect().execution_options(reading=True, yield_per=batch)
+    connection = db.engine.connect().execution_options(reading=True, yield_per=batch)
+    if connection.dialect.name == "postgresql":  # two statements shall see one state; on SQLite they do
+        connection.execution_options(isolation_level="REPEATABLE READ")
+    return connection
 
 
 def init_app(app: Flask) -> None:

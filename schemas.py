@@ -5,7 +5,6 @@
 
 import json
 import re
-import unicodedata
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
@@ -63,6 +62,11 @@ def _whole_number(value: object) -> object:
     return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,20}", value.strip()) else value
 
 
+def _or_blank(kind: Any) -> BeforeValidator:
+    """Reads "" as null: forms send it for what was not filled in."""
+    return BeforeValidator(lambda text: None if text == "" else text, json_schema_input_type=kind | Literal[""] | None)
+
+
 def _in_range(year: int) -> None:
     if not YEARS[0] <= year < YEARS[1]:
         raise ValueError(f"the year must lie between {YEARS[0]} and {YEARS[1] - 1}")
@@ -97,11 +101,14 @@ def _end(value: object) -> datetime:
 
 
 def _day(value: object) -> date:
-    """An ISO 8601 date; browsers also send it as a time at midnight."""
+    """An ISO 8601 date; browsers also send it as a time at midnight, theirs or the clinic's."""
     try:
         if not isinstance(value, str):
             raise ValueError
         given = datetime.fromisoformat(value.strip())
+        if given.tzinfo and given.time() != time():
+            _in_range(given.year)
+            given = given.astimezone(clinic_zone())
         if given.time() != time():
             raise ValueError
     except ValueError:
@@ -124,11 +131,11 @@ def _email(text: str) -> str:
         raise ValueError("must be an email address, such as amina@clinic.example") from None
 
 
-def spelled_email(text: str) -> str:
-    """An address as it is stored, however it was typed: for looking one up, valid or not."""
+def spelled_email(text: str) -> str | None:
+    """An address as it is stored, however it was typed; None for what is none, and no account can have."""
     with suppress(ValueError):
         return _email(text.strip())
-    return unicodedata.normalize("NFC", text.strip()).lower()[:254]
+    return None
 
 
 PHONE = r"\+?[0-9 ()./-]*[0-9][0-9 ()./-]*( ?(x|ext\.?) ?[0-9]+)?"
@@ -427,10 +434,10 @@ class PatientIn(In):
     status: PatientWord = str(PatientStatus.ADMITTED)
     doctor_summary: Prose = ""
     diagnosis: Prose = ""
-    admitted_at: Instant | None = None
-    discharged_at: Instant | None = None
-    date_of_birth: BirthDay | None = None
-    sex: SexWord | None = None
+    admitted_at: Annotated[Instant | None, _or_blank(Instant)] = None
+    discharged_at: Annotated[Instant | None, _or_blank(Instant)] = None
+    date_of_birth: Annotated[BirthDay | None, _or_blank(BirthDay)] = None
+    sex: Annotated[SexWord | None, _or_blank(SexWord)] = None
 
 
 class PatientPatch(PatientIn, Patch):
@@ -579,7 +586,7 @@ AuditKind = Literal["user", "patient", "appointment", "report", "image", "sign-i
 
 
 class AuditQuery(In):
-    actor: list[Id] = []
+    actor: Annotated[list[Id], Field(max_length=16)] = []
     kind: list[AuditKind] = []
     from_: Instant | None = Field(None, alias="from")
     to: LastInstant | None = None

@@ -6,10 +6,14 @@ import unicodedata
 
 LONGEST = 40  # characters of a word that are kept
 _BACKWARDS = "<"  # begins a number that is kept from its end to its beginning
-_PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th"})
+_PLAIN = str.maketrans(
+    {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th", "ـ": ""}
+)
 _APOSTROPHES = re.compile(r"(?<=\w)['’ʼ‘`](?=\w)")
 _WORD = re.compile(r"[^\W_]+")
-_NUMBER = re.compile(r"[\d\s()./+-]+")
+_EXTENSION = re.compile(r"(?<=\d)\s*(?:x|ext\.?)\s*(?=\d)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![^\W_])[+(]*\d[\d\s()./+-]*(?![^\W_])")  # in groups, as people write it
+_TELLING = 7  # digits: a shorter number may begin half of all
 
 
 def fold(text: str) -> list[str]:
@@ -44,7 +48,12 @@ def of_phone(number: str) -> set[str]:
 
 
 def beginnings(asked: str) -> list[list[str]]:
-    """For each word asked for, the longest first, what a stored word may begin with. A number may be one in groups."""
-    number = _digits(asked) if _NUMBER.fullmatch(asked) else ""
-    found = sorted({number} if number else {*fold(asked)}, key=lambda word: (-len(word), word))
-    return [[word, _BACKWARDS + word[::-1]] if word.isdecimal() else [word] for word in found]
+    """For each word asked for, the most telling first, what a stored word may begin with. A number may be in groups."""
+    asked = _EXTENSION.sub("", asked)
+    numbers = {_digits(number)[:LONGEST] for number in _NUMBER.findall(asked)}
+    found = numbers | set(fold(_NUMBER.sub(" ", asked)))
+
+    def telling(word: str) -> tuple[bool, int, str]:
+        return word.isdecimal() and len(word) < _TELLING, -len(word), word
+
+    return [[word, _BACKWARDS + word[::-1]] if word.isdecimal() else [word] for word in sorted(found, key=telling)]

@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 from PIL import Image
 from werkzeug.formparser import parse_form_data
 
-How = Literal["500", "drop", "drop_after_store", "hang"]
+How = Literal["500", "drop", "drop_after_store", "hang", "no_url", "no_object"]
 NEVER_SIGNED = {"api_key", "cloud_name", "file", "resource_type", "signature"}
 API_PATH = re.compile(r"/v1_1/([^/]+)/image/(upload|destroy)")
 DELIVERY_PATH = re.compile(r"/([^/]+)/image/(\w+)/(?:s--([\w-]+)--/)?(?:v\d+/)?(.+)\.(\w+)")
@@ -104,7 +104,7 @@ class CloudinaryDouble:
         self._server.hang_up()
 
     def fail(self, nth: int, how: How, action: str = "upload") -> None:
-        """Let the `nth` call of `action` from now fail; but for "drop_after_store", it changes nothing."""
+        """Let the `nth` call of `action` from now fail. The first two ways change nothing, "hang" neither."""
         with self._lock:
             self._failures[action, self._count(action) + nth] = how
 
@@ -127,7 +127,7 @@ class CloudinaryDouble:
             uploads = [call for call in self.requests if call.action == "upload"]
         return [[u for u in uploads if u.arrived_at <= at.arrived_at < u.answered_at] for at in uploads]
 
-    def answer(self, cloud: str, call: Received, content: bytes | None) -> dict[str, Any] | None:
+    def answer(self, cloud: str, call: Received, content: bytes | None) -> dict[str, Any] | bytes | None:
         """Cloudinary's answer; None if the socket is to be closed instead. Raises Refused."""
         with self._lock:
             self.requests.append(call)
@@ -140,7 +140,12 @@ class CloudinaryDouble:
             raise Refused(500, "Internal Server Error")
         self._authenticate(cloud, call.params)
         done = self._upload(call, content) if call.action == "upload" else self._destroy(call)
-        return None if how == "drop_after_store" else done
+        odd: dict[How | None, bytes | None] = {
+            "drop_after_store": None,
+            "no_url": b'{"secure_url": null}',
+            "no_object": b"[]",
+        }
+        return odd.get(how, done)
 
     def _authenticate(self, cloud: str, params: dict[str, str]) -> None:
         """The rules of `authentication_signatures`. A stale request answers 400, as users report it."""
@@ -281,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = cast(BytesIO, files["file"].stream).getvalue() if "file" in files else None
         public_id = params.get("public_id") or secrets.token_hex(10)
         call = Received(path[2], public_id, arrived_at, params, len(content or b""))
-        status, answer = 200, None
+        status, answer = 200, cast(dict[str, Any] | bytes | None, None)
         try:
             answer = self.double.answer(path[1], call, content)
         except Refused as refused:

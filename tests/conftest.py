@@ -408,14 +408,13 @@ def cloud(cloudinary_server: CloudinaryDouble) -> CloudinaryDouble:
 
 @pytest.fixture
 def cloud_app(app: Flask, make_app: Callable[..., Flask], cloud: CloudinaryDouble) -> Flask:
-    """The application with its images on Cloudinary."""
+    """The same application with its new images on Cloudinary."""
     return make_app(
         CLOUDINARY_CLOUD_NAME=cloud.cloud_name,
         CLOUDINARY_API_KEY=cloud.api_key,
         CLOUDINARY_API_SECRET=cloud.api_secret,
         CLOUDINARY_UPLOAD_PREFIX=cloud.url,
-        JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"],
-        AUDIT_KEY=app.config["AUDIT_KEY"],
+        INSTANCE_PATH=app.config["INSTANCE_PATH"],
     )
 
 

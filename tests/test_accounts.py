@@ -225,6 +225,9 @@ def test_reset_link_says_that_there_is_no_such_user(app: Flask) -> None:
         "nia.kamau@clinic.test",
         "NIA.KAMAU@clinic.test",
         "nia.kamau-otieno",
+        "password１２３",  # what keyboards write in several ways is one
+        "ｎｉａ.kamau@clinic.test",
+        "e\u0301a\u0301i\u0301o\u0301u\u0301",  # five letters and their accents
     ],
 )
 def test_a_password_that_anybody_would_try_is_refused(app: Flask, password: str) -> None:
@@ -386,6 +389,38 @@ def test_no_connection_is_held_while_hashing(app: Flask, make_app: MakeApp, what
     assert response.status_code == {"wrong login": 401, "sign-up": 201}.get(what, 200)
     assert connections
     assert set(connections) == {0}
+
+
+@contextmanager
+def new_password_during_hash(app: Flask, nth: int) -> Iterator[None]:
+    """Everybody has the new password from the moment that the so-manieth hash of a request is begun."""
+    sign_up(app, "Otto", password=NEW_PASSWORD)
+    changed = update(User).values(password=stored_hash(app, "Otto"))
+    hashes: list[int] = []
+
+    def see(rounds: int) -> None:
+        hashes.append(rounds)
+        if len(hashes) == nth:
+            in_database(app, changed)
+
+    with watched_hashing(see):
+        yield
+
+
+def test_a_login_that_was_hashed_while_the_password_changed_is_refused(app: Flask) -> None:
+    sign_up(app, "Nia")
+    with new_password_during_hash(app, 1):
+        assert log_in(app, "Nia").status_code == 401
+    assert log_in(app, "Nia", NEW_PASSWORD).status_code == 200
+
+
+def test_of_two_changes_of_a_password_at_once_the_second_is_refused(app: Flask) -> None:
+    sign_up(app, "Nia")
+    nia = sign_in(app, "Nia")
+    with new_password_during_hash(app, 2):
+        change = {"current_password": PASSWORD, "new_password": "a third lantern here"}
+        assert nia.post("/me/password", change).status_code == 409
+    assert stored_hash(app, "Nia") == stored_hash(app, "Otto")
 
 
 # --- Me, and changing my password ---
@@ -627,6 +662,14 @@ def test_a_reset_opens_a_locked_account(app: Flask) -> None:
         log_in(app, "Nia", "wrong password")
     reset(app, reset_token(app, "nia"))
     assert log_in(app, "Nia", NEW_PASSWORD).status_code == 200
+
+
+def test_a_link_does_not_come_back_with_an_archived_account(app: Flask, admin: Client) -> None:
+    nia = sign_up(app, "Nia")
+    token = reset_token(app, "nia")
+    admin.delete(f"/user/{nia['id']}")
+    admin.post(f"/user/{nia['id']}/restore")
+    assert reset(app, token).status_code == 422
 
 
 @pytest.mark.parametrize("what", ["password", "email", "is_active", "archive"])

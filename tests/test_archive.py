@@ -13,6 +13,7 @@ from cloudinary_double import CloudinaryDouble
 from conftest import (
     Client,
     as_stored,
+    assert_refused,
     at_once,
     files,
     make_appointment,
@@ -303,6 +304,7 @@ def test_an_erased_records_history_stays_without_its_values(app: Flask, admin: C
 def test_an_erased_users_sign_ins_keep_no_email(app: Flask, admin: Client, doctor: Client) -> None:
     Client(app).post("/login", {"email": doctor.user["email"], "password": "not the right one"})
     admin.delete(f"/user/{doctor.user['id']}")
+    Client(app).post("/login", {"email": doctor.user["email"], "password": "the account is archived"})
     age_all(app)
     purge(app, "--older-than", "90d")
     assert count(app, "users") == 1
@@ -407,6 +409,20 @@ def test_a_purge_that_is_killed_half_way_is_completed_by_the_next(
     assert run_cli(app, "audit", "verify") == (0, "The history is whole.\n")
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_patient_whose_records_others_hold_for_long_is_archived_another_time(
+    app: Flask, admin: Client, doctor: Client
+) -> None:
+    patient = make_patient(doctor)["id"]
+    make_appointment(doctor, patient)
+    with app.app_context(), db.engine.begin() as other:
+        other.exec_driver_sql("SELECT * FROM appointments FOR UPDATE")
+        refused = admin.delete(f"/patient/{patient}")
+    assert_refused(refused, 409)
+    assert int(refused.headers["Retry-After"]) > 0
+    assert admin.delete(f"/patient/{patient}").status_code == 200
+
+
 def test_what_is_restored_while_a_purge_runs_is_not_erased(app: Flask, admin: Client, doctor: Client) -> None:
     """The purge has its list already when the patient comes back, whole; the other one is erased, whole."""
     patients = [make_patient(doctor)["id"] for _ in range(2)]
@@ -432,7 +448,7 @@ def test_what_a_crash_left_in_the_store_is_swept_after_an_hour(app: Flask, docto
     left.write_bytes(picture())
     sql(
         app,
-        "INSERT INTO uploads (public_id, started_at) VALUES (:id, :at)",
+        "INSERT INTO uploads (public_id, store, started_at) VALUES (:id, 'the local disk', :at)",
         id="0" * 40,
         at=as_stored(app, datetime.now(UTC) - timedelta(minutes=59)),
     )

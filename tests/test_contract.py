@@ -3,6 +3,7 @@
 The clinic is made once for all cases, since none of them may change it.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -228,7 +229,14 @@ CASES: dict[str, Case] = {
     "a form that ends early": ("POST", "/reports", raw(PART, FORM), 400, ()),
     "a file that ends early": ("POST", "/reports", raw(PART + FILE, FORM), 400, ()),
     "no form at all": ("POST", "/reports", raw(b"patient_id=1", FORM), 400, ()),
-    "a part without a name": ("POST", "/reports", raw(b"--XX\r\nrubbish\r\n\r\n1\r\n--XX--\r\n", FORM), 400, ()),
+    "a part with a header that is none": ("POST", "/reports",
+        raw(b"--XX\r\nrubbish\r\n\r\n1\r\n--XX--\r\n", FORM), 400, ()),
+    "a part without a name": ("POST", "/reports",
+        raw(b"--XX\r\nContent-Disposition: form-data\r\n\r\n1\r\n--XX--\r\n", FORM), 400, ()),
+    "a text that is no UTF-8": ("PATCH", "/reports/1",
+        raw(PART.replace(b"patient_id", b"diagnosis") + b"\xe8vre\r\n--XX--\r\n", FORM), 400, ()),
+    "a picture of an empty name": ("PATCH", "/reports/1",
+        raw(FILE[2:].replace(b"a.png", b"") + b"\r\n--XX--\r\n", FORM), 422, ("images",)),
     "a form that ends early in a patch": ("PATCH", "/reports/1", raw(PART, FORM), 400, ()),
     "an empty form": ("POST", "/reports", raw(b"--XX--\r\n", FORM), 422, ("patient_id",)),
     "a report without an image": ("POST", "/reports", form({"patient_id": "1"}), 422, ("images",)),
@@ -282,6 +290,17 @@ def test_bad_input_is_refused_and_changes_nothing(clinic: Clinic, case: Case) ->
     method, path, sent, status, fields = case
     assert_refused(clinic.doctor.send(method, path, **sent), status, *fields)
     assert snapshot(clinic.app) == clinic.before
+
+
+def chunked(clinic: Clinic, method: str, path: str, body: bytes) -> int:
+    """The status of a request in chunks, which tell no length beforehand."""
+    chunks = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": io.BytesIO(body)}
+    return clinic.doctor.send(method, path, environ_overrides=chunks, content_type="application/json").status_code
+
+
+def test_json_in_chunks_is_read_and_too_much_of_it_is_refused(clinic: Clinic) -> None:
+    assert chunked(clinic, "PATCH", "/patient/1", b"{}") == 200
+    assert chunked(clinic, "PATCH", "/patient/1", b" " * 2**21 + b"{}") == 413
 
 
 def test_the_last_administrator_stays(clinic: Clinic) -> None:

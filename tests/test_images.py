@@ -26,6 +26,7 @@ from conftest import (
     make_patient,
     make_report,
     picture,
+    run_cli,
     snapshot,
     stored_files,
 )
@@ -330,7 +331,7 @@ def test_nothing_is_sent_when_the_report_would_be_refused(cloud: CloudinaryDoubl
 # --- Failures ---
 
 
-@pytest.mark.parametrize("how", ["500", "drop", "drop_after_store"])
+@pytest.mark.parametrize("how", ["500", "drop", "drop_after_store", "no_url", "no_object"])
 def test_when_the_third_of_five_images_fails_none_stays(
     app: Flask, cloud: CloudinaryDouble, clouded: Client, how: How
 ) -> None:
@@ -420,6 +421,26 @@ def test_a_disk_that_cannot_be_written_is_a_502(app: Flask, doctor: Client) -> N
 
 
 # --- Replacing and archiving ---
+
+
+def test_a_clinic_that_goes_to_cloudinary_keeps_its_local_images_and_purges_each_where_it_is(
+    app: Flask, cloud: CloudinaryDouble, clouded: Client, doctor: Client, anonymous: Client
+) -> None:
+    here = make_report(doctor, make_patient(doctor)["id"])
+    there = make_report(clouded, here["patient_id"])
+    for reader in (doctor, clouded):
+        local, remote = (report["images"][0]["image_url"] for report in reader.get("/reports").json)
+        assert Client(reader.app).get(local.partition("localhost")[2]).mimetype == "image/png"
+        assert remote == there["images"][0]["image_url"]
+        assert urllib.request.urlopen(remote).status == 200
+    for report in (here, there):
+        doctor.delete(f"/reports/{report['id']}")
+    code, said = run_cli(app, "purge", "--older-than", "0h")
+    assert code == 1
+    assert "credentials are not set" in said
+    assert (len(stored_files(app)), len(cloud.stored)) == (0, 1)
+    assert "1 images destroyed" in run_cli(clouded.app, "purge")[1]
+    assert (cloud.stored, rows(app, "SELECT * FROM uploads")) == ({}, [])
 
 
 def test_replaced_images_are_archived_not_lost(app: Flask, cloud: CloudinaryDouble, clouded: Client) -> None:

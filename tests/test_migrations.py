@@ -77,6 +77,117 @@ def test_a_database_one_migration_behind_is_not_ready(bare_app: Flask) -> None:
 
 # --- Walls ---
 
+# What `flask db check` does not see, and a table that batch mode makes anew may lose.
+CHECKS = {
+    "ck_appointments_duration_minutes",
+    "ck_appointments_overbooked_reason",
+    "ck_appointments_status",
+    "ck_patients_discharged_after_admitted",
+    "ck_patients_sex",
+    "ck_patients_status",
+    "ck_users_email_lower",
+    "ck_users_role",
+}
+PARTIAL_INDEXES = {
+    "ix_appointments_appointment_datetime_id",
+    "ix_appointments_status_appointment_datetime_id",
+    "ix_appointments_status_id",
+    "ix_appointments_user_id_id",
+    "ix_patients_admitted_at_id",
+    "ix_patients_last_name_first_name_id",
+    "ix_patients_status_admitted_at_id",
+    "ix_patients_status_id",
+    "ix_patients_status_last_name_first_name_id",
+    "ix_reports_created_at_id",
+    "ix_reports_user_id_id",
+    "ix_users_last_name_first_name_id",
+}
+EXPRESSION_INDEXES: set[str] = set()
+WRITTEN = (
+    "UPDATE OF appointment_datetime, duration_minutes, status, overbooked, patient_id, user_id, deleted_at "
+    "ON appointments"
+)
+TRIGGERS = {
+    "tr_appointments_datetime_insert": "BEFORE INSERT ON appointments",
+    "tr_appointments_datetime_update": "BEFORE UPDATE OF appointment_datetime ON appointments",
+    "tr_appointments_doctor_slot_insert": "BEFORE INSERT ON appointments",
+    "tr_appointments_doctor_slot_update": f"BEFORE {WRITTEN}",
+    "tr_appointments_patient_slot_insert": "BEFORE INSERT ON appointments",
+    "tr_appointments_patient_slot_update": f"BEFORE {WRITTEN}",
+}
+EXCLUSIONS = {
+    f"ex_appointments_{side}_slot": f"EXCLUDE USING gist int4range {column}, {column}, '[]' WITH =, "
+    "tsrange appointment_datetime AT TIME ZONE 'UTC', "
+    "appointment_datetime AT TIME ZONE 'UTC' + duration_minutes * '00:01:00' WITH && "
+    "WHERE deleted_at IS NULL AND NOT overbooked AND "
+    "status = ANY ARRAY['pending', 'scheduled', 'confirmed', 'checked_in']"
+    for side, column in (("doctor", "user_id"), ("patient", "patient_id"))
+}
+
+
+def plain(definition: str) -> str:
+    """Without casts and parentheses, which PostgreSQL's versions write differently."""
+    bare = re.sub(r"::(text|interval|double precision|character varying)(\[\])?|[()]", " ", definition)
+    return re.sub(" +(,|]|$)", r"\1", " ".join(bare.split()))
+
+
+def walls(app: Flask) -> dict[str, Any]:
+    """What stands in the database, in the words of the lists above."""
+    if app.config["DATABASE_URL"].startswith("sqlite"):
+        made = {
+            name: (kind, " ".join(sql.split()))
+            for kind, name, sql in rows(app, "SELECT type, name, sql FROM sqlite_master WHERE sql <> ''")
+        }
+        indexes = {name: sql for name, (kind, sql) in made.items() if kind == "index"}
+        return {
+            "checks": {name for _, sql in made.values() for name in re.findall(r"CONSTRAINT (ck_\w+) CHECK", sql)},
+            "partial": {name for name, sql in indexes.items() if sql.endswith(" WHERE deleted_at IS NULL")},
+            "expressions": {name for name, sql in indexes.items() if "(" in sql.partition("(")[2]},
+            "triggers": {
+                name: re.search("BEFORE .* ON \\w+", sql)[0] for name, (kind, sql) in made.items() if kind == "trigger"
+            },  # type: ignore[index]
+            "exclusions": {},
+        }
+    constraints = rows(app, "SELECT contype::text, conname, pg_get_constraintdef(oid) FROM pg_constraint")
+    indexes = dict(rows(app, "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"))
+    expressions = rows(app, "SELECT indexrelid::regclass::text FROM pg_index WHERE indexprs IS NOT NULL")
+    return {
+        "checks": {name for kind, name, _ in constraints if kind == "c" and name.startswith("ck_")},
+        "partial": {name for name, sql in indexes.items() if sql.endswith(" WHERE (deleted_at IS NULL)")},
+        "expressions": {name for (name,) in expressions if not name.startswith("ex_")},
+        "triggers": dict(rows(app, "SELECT tgname, '' FROM pg_trigger WHERE NOT tgisinternal")),
+        "exclusions": {name: plain(sql) for kind, name, sql in constraints if kind == "x"},
+    }
+
+
+def all_walls(app: Flask) -> dict[str, Any]:
+    sqlite = app.config["DATABASE_URL"].startswith("sqlite")
+    return {
+        "checks": CHECKS,
+        "partial": PARTIAL_INDEXES,
+        "expressions": EXPRESSION_INDEXES,
+        "triggers": TRIGGERS if sqlite else {},
+        "exclusions": {} if sqlite else EXCLUSIONS,
+    }
+
+
+def test_the_migrations_put_up_every_wall(bare_app: Flask) -> None:
+    run_flask(bare_app, "db", "upgrade")
+    assert walls(bare_app) == all_walls(bare_app)
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_a_wall_that_batch_mode_drops_is_missed(bare_app: Flask, tmp_path: Path) -> None:
+    run_flask(bare_app, "db", "upgrade")
+    more = with_one_more(
+        tmp_path / "migrations",
+        'with op.batch_alter_table("appointments", recreate="always") as table:',
+        '    table.alter_column("reason", type_=sa.String(9), existing_type=sa.Text())',
+    )
+    run_flask(bare_app, "db", "upgrade", "--directory", more)
+    assert walls(bare_app)["triggers"] == {}
+
+
 ROW = "created_at, updated_at, version) VALUES ({}, '2030-01-01', '2030-01-01', 1)"
 
 

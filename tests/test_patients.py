@@ -105,6 +105,22 @@ def test_a_birthday_may_come_as_a_browser_writes_it(doctor: Client) -> None:
     assert make_patient(doctor, date_of_birth="1984-02-29T00:00:00.000Z")["date_of_birth"] == "1984-02-29"
 
 
+def test_a_birthday_as_a_browser_at_the_clinic_writes_its_midnight_is_read(
+    doctor: Client, at_home: Callable[[Client, str], Client]
+) -> None:
+    there = at_home(doctor, "Africa/Nairobi")
+    assert make_patient(there, date_of_birth="1984-02-28T21:00:00.000Z")["date_of_birth"] == "1984-02-29"
+    assert_refused(there.patch("/patient/1", {"date_of_birth": "1984-02-28T20:00:00.000Z"}), 422, "date_of_birth")
+
+
+def test_what_was_not_filled_in_in_a_form_is_null(doctor: Client) -> None:
+    blank = {"admitted_at": "", "discharged_at": "", "date_of_birth": "", "sex": ""}
+    patient = make_patient(doctor, **blank)
+    assert {name: patient[name] for name in blank} == dict.fromkeys(blank)
+    doctor.patch("/patient/1", {"sex": "female"})
+    assert doctor.patch("/patient/1", {"sex": ""}).json["sex"] is None
+
+
 def test_a_discharge_at_the_minute_of_admission_is_possible(doctor: Client) -> None:
     patient = make_patient(doctor, admitted_at="2026-03-01T10:00Z", discharged_at="2026-03-01T13:00+03:00")
     assert patient["discharged_at"] == patient["admitted_at"] == "2026-03-01T10:00:00+00:00"

@@ -47,6 +47,7 @@ def upgrade() -> None:
     op.create_table(
         "uploads",
         sa.Column("public_id", sa.String(length=255), nullable=False),
+        sa.Column("store", sa.String(length=16), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("public_id", name=op.f("pk_uploads")),

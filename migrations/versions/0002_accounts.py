@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("device", sa.String(length=200), nullable=False),
         sa.Column("address", sa.String(length=45), nullable=False),
+        sa.Column("signed_in_from", sa.String(length=45), nullable=False),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_login_sessions_user_id_users")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_login_sessions")),
         sqlite_autoincrement=True,

@@ -13,6 +13,8 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+ORDERS = (["actor_id", "kind", "at", "id"], ["kind", "at", "id"], ["at", "id"])
+
 
 def upgrade() -> None:
 
@@ -35,9 +37,8 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     with op.batch_alter_table("audit_entries", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_audit_entries_actor_id_id"), ["actor_id", "id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_audit_entries_at"), ["at"], unique=False)
-        batch_op.create_index(batch_op.f("ix_audit_entries_kind_id"), ["kind", "id"], unique=False)
+        for columns in ORDERS:
+            batch_op.create_index(batch_op.f(f"ix_audit_entries_{'_'.join(columns)}"), columns, unique=False)
 
     op.create_table(
         "audit_heads",
@@ -70,8 +71,7 @@ def downgrade() -> None:
     op.drop_table("idempotency_keys")
     op.drop_table("audit_heads")
     with op.batch_alter_table("audit_entries", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_audit_entries_kind_id"))
-        batch_op.drop_index(batch_op.f("ix_audit_entries_at"))
-        batch_op.drop_index(batch_op.f("ix_audit_entries_actor_id_id"))
+        for columns in ORDERS:
+            batch_op.drop_index(batch_op.f(f"ix_audit_entries_{'_'.join(columns)}"))
 
     op.drop_table("audit_entries")

@@ -31,13 +31,16 @@ def end(row: str) -> str:
     return instant(row, f"'+' || {row}.duration_minutes || ' minutes'")
 
 
+MISSPELLED = """substr({0}.appointment_datetime, 1, 19)
+            IS NOT strftime('%Y-%m-%d %H:%M:%S', substr({0}.appointment_datetime, 1, 19), '+0 days')
+            OR substr({0}.appointment_datetime, 20) IS NOT '.000000'"""
+
+
 def sqlite_form_trigger(when: str) -> str:
     """Texts are compared below, so every time has to be spelled as SQLAlchemy does, whoever writes it."""
     return f"""
         CREATE TRIGGER tr_appointments_datetime_{when.split()[0].lower()} BEFORE {when} ON appointments
-        WHEN substr(NEW.appointment_datetime, 1, 19)
-            IS NOT strftime('%Y-%m-%d %H:%M:%S', substr(NEW.appointment_datetime, 1, 19), '+0 days')
-            OR substr(NEW.appointment_datetime, 20) IS NOT '.000000'
+        WHEN {MISSPELLED.format("NEW")}
         BEGIN
             SELECT RAISE(ABORT, 'ck_appointments_datetime');
         END"""
@@ -70,6 +73,12 @@ def postgresql_constraint(side: str, column: str) -> str:
 def refuse_clashes(connection: sa.Connection) -> None:
     """Stops with a list when there are appointments that clash already."""
     sqlite = connection.dialect.name == "sqlite"
+    misspelled = f"SELECT id, appointment_datetime FROM appointments a WHERE {MISSPELLED.format('a')} ORDER BY id"
+    if sqlite and (rows := connection.exec_driver_sql(misspelled).all()):
+        raise SystemExit(
+            "Nothing was migrated: the times of these appointments are not spelled like 2030-03-01 10:00:00.000000. "
+            "Correct them, then try again.\n" + "\n".join(f"  appointment {one}: {time}" for one, time in rows)
+        )
     ends = end("a") if sqlite else "a.appointment_datetime + a.duration_minutes * interval '1 minute'"
     # the other one begins during this one: of any two that overlap, one begins during the other
     clashes = connection.exec_driver_sql(
