@@ -19,6 +19,7 @@ from itertools import groupby, product
 from typing import Any, cast
 from urllib.parse import urlencode
 
+import orjson
 from flask import Flask, current_app, g, has_request_context, request
 from pydantic import TypeAdapter
 from sqlalchemy import (
@@ -79,12 +80,9 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else value
 
 
-_told = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` makes an encoder for each call
-_covered = json.JSONEncoder(default=repr).encode
-
-
 def _mac(key: bytes, *parts: object) -> str:
-    return hmac.digest(key, _covered(parts).encode(), "sha256").hex()
+    """Of these parts as Python spells them in ASCII, which tells each value and type from every other."""
+    return hmac.digest(key, ascii(parts).encode(), "sha256").hex()
 
 
 def _key() -> bytes:
@@ -143,10 +141,10 @@ def write(connection: Connection, events: Sequence[Event], heads: Heads | None =
     at = moment.strftime(_AT)
     known = _locked_heads(connection, {one.chain for one in events}) if heads is None else heads
     ends = dict(known)  # chain: (seq, mac) of its newest entry
-    entries = []
+    entries: list[Sequence[Any]] = []
     for one, entry_id in zip(events, _new_ids(connection, len(events)), strict=True):
         seq, before = ends.get(one.chain, (0, GENESIS))
-        changes = _told(one.changes)
+        changes = orjson.dumps(one.changes).decode()
         entry: dict[str, Any] = {
             "id": entry_id,
             "kind": one.kind,
@@ -159,20 +157,20 @@ def write(connection: Connection, events: Sequence[Event], heads: Heads | None =
             "request_id": request_id,
             "digest": _digest(key, one.chain, changes),
         }
-        entry |= {"changes": changes, "mac": _entry_mac(key, before, entry), "at": moment}
-        ends[one.chain] = entry["seq"], entry["mac"]
-        entries.append(entry)
-    insert_many(connection, AuditEntry, entries)
-    moves = {
-        chain: {"seq": end[0], "entry_mac": end[1], "mac": _head_mac(key, chain, *end)} for chain, end in ends.items()
-    }
-    if added := [{"kind": c[0], "record_id": c[1], **head} for c, head in moves.items() if c not in known]:
-        insert_many(connection, AuditHead, added)
-    if moved := [{"at_kind": c[0], "at_record": c[1], **moves[c]} for c in known]:
+        mac = _entry_mac(key, before, entry)
+        ends[one.chain] = entry["seq"], mac
+        entry["at"] = moment
+        entries.append((*entry.values(), changes, mac))
+    insert_many(connection, AuditEntry, (*COVERED, "changes", "mac"), entries)
+    macs = {chain: (seq, mac, _head_mac(key, chain, seq, mac)) for chain, (seq, mac) in ends.items()}
+    if added := [(*chain, *head) for chain, head in macs.items() if chain not in known]:
+        insert_many(connection, AuditHead, ("kind", "record_id", "seq", "entry_mac", "mac"), added)
+    if moved := [dict(zip(_MOVE, (*chain, *macs[chain]), strict=True)) for chain in known]:
         connection.execute(_move_head, moved)
 
 
 _heads, _entries = cast(Table, AuditHead.__table__), cast(Table, AuditEntry.__table__)
+_MOVE = ("at_kind", "at_record", "seq", "entry_mac", "mac")
 _move_head = update(_heads).where(_heads.c.kind == bindparam("at_kind"), _heads.c.record_id == bindparam("at_record"))
 
 

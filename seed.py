@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image as Canvas
 from PIL import ImageDraw, ImageFilter
@@ -47,6 +47,7 @@ CHUNK = 20_000  # rows to a transaction: a server that is running meanwhile wait
 OPENS, SLOT, SLOTS_A_DAY = time(8), timedelta(minutes=30), 16
 WORKDAYS = 10  # two weeks
 Row = dict[str, Any]
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +197,15 @@ class Clinic:
 
     # --- People ---
 
+    def _any(self, of: Sequence[Choice]) -> Choice:
+        """As `random.choice`, but thrice as fast."""
+        return of[int(self.chance.random() * len(of))]
+
     def _person(self) -> tuple[str, str, Sex, Culture]:
-        culture = self.chance.choice(CULTURES)
-        sex = self.chance.choice((Sex.FEMALE, Sex.MALE))
+        culture = self._any(CULTURES)
+        sex = self._any((Sex.FEMALE, Sex.MALE))
         given = culture.female if sex is Sex.FEMALE else culture.male
-        return self.chance.choice(given), self.chance.choice(culture.family), sex, culture
+        return self._any(given), self._any(culture.family), sex, culture
 
     def _make_staff(self) -> None:
         with db.engine.connect() as connection:
@@ -222,16 +227,16 @@ class Clinic:
 
     def _patients(self) -> Iterator[Row]:
         numbers = _record_numbers(self.chance, self.patients)
-        chance, choice = self.chance.random, self.chance.choice
+        chance, choice, opened = self.chance.random, self._any, self.opened
         for mrn in numbers:
             first_name, last_name, sex, culture = self._person()
             diagnosis, summary = choice(DIAGNOSES)
             status = choice(STATUSES)
             admitted_at = discharged_at = None
             if status is not PatientStatus.OUTPATIENT:
-                admitted_at = self.opened - timedelta(minutes=int(chance() * 40 * 1440))
+                admitted_at = opened - timedelta(minutes=int(chance() * 40 * 1440))
                 if status in HAVE_LEFT:
-                    discharged_at = min(admitted_at + timedelta(minutes=int(chance() * 12 * 1440)), self.opened)
+                    discharged_at = min(admitted_at + timedelta(minutes=int(chance() * 12 * 1440)), opened)
             yield {
                 "mrn": mrn,
                 "first_name": first_name,
@@ -332,7 +337,7 @@ def _insert(connection: Connection, kind: type[Record], rows: list[Row], at: dat
     ids = _new_ids(connection, kind, len(rows))
     for record_id, row in zip(ids, rows, strict=True):
         row.update(id=record_id, created_at=at, updated_at=at, version=1)
-    insert_many(connection, kind, rows)
+    insert_many(connection, kind, tuple(rows[0]), [tuple(row.values()) for row in rows])
     if kind is Patient or kind is User:
         insert_words(connection, kind, [SimpleNamespace(**row) for row in rows])
     audit.write(connection, [audit.created(kind, row) for row in rows], heads={})

@@ -3,6 +3,7 @@ read alike, so that one finds the other."""
 
 import re
 import unicodedata
+from functools import lru_cache
 
 LONGEST = 40  # characters of a word that are kept
 _BACKWARDS = "<"  # begins a number that is kept from its end to its beginning
@@ -13,17 +14,19 @@ _APOSTROPHES = re.compile(r"(?<=\w)['’ʼ‘`](?=\w)")
 _WORD = re.compile(r"[^\W_]+")
 _EXTENSION = re.compile(r"(?<=\d)\s*(?:x|ext\.?)\s*(?=\d)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![^\W_])[+(]*\d[\d\s()./+-]*(?![^\W_])")  # in groups, as people write it
+_EXTENDED, _NO_DIGIT = re.compile("[xe]"), re.compile("[^0-9]")
 _TELLING = 7  # digits: a shorter number may begin half of all
 
 
-def fold(text: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def fold(text: str) -> tuple[str, ...]:
     """The words of a text: `"José O'Brien-Łoś"` has `jose`, `obrien` and `los`."""
     plain = _APOSTROPHES.sub("", text).casefold()
-    if plain.isascii():
-        return [word[:LONGEST] for word in _WORD.findall(plain)]
-    apart = unicodedata.normalize("NFKD", plain)
-    bare = "".join(sign for sign in apart if not unicodedata.category(sign).startswith("M")).translate(_PLAIN)
-    return [word[:LONGEST] for word in _WORD.findall(_western(bare))]
+    if not plain.isascii():
+        apart = unicodedata.normalize("NFKD", plain)
+        bare = "".join(sign for sign in apart if not unicodedata.category(sign).startswith("M")).translate(_PLAIN)
+        plain = _western(bare)
+    return tuple(word[:LONGEST] for word in _WORD.findall(plain))
 
 
 def _western(text: str) -> str:
@@ -34,7 +37,7 @@ def _western(text: str) -> str:
 
 
 def _digits(text: str) -> str:
-    return re.sub(r"[^0-9]", "", _western(text))
+    return _NO_DIGIT.sub("", _western(text))
 
 
 def of_name(*names: str) -> set[str]:
@@ -43,7 +46,7 @@ def of_name(*names: str) -> set[str]:
 
 def of_phone(number: str) -> set[str]:
     """The number without and with its extension, from either end."""
-    written = {_digits(re.split(r"[xe]", number)[0]), _digits(number)}
+    written = {_digits(_EXTENDED.split(number, 1)[0]), _digits(number)}
     return {word for digits in written for word in (digits, _BACKWARDS + digits[::-1]) if digits}
 
 
