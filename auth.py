@@ -22,7 +22,20 @@ from flask_jwt_extended import JWTManager, create_access_token, create_refresh_t
 from flask_limiter import Limiter, RateLimitExceeded
 from flask_limiter.util import get_qualified_name
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, CursorResult, Delete, Table, bindparam, delete, exists, or_, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Delete,
+    Table,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import scoped_session
 
@@ -338,34 +351,34 @@ def _refuse_while_locked(connection: Connection | scoped_session[Any], email: st
 
 
 _tries = cast(Table, SignInTries.__table__)
+_sessions = cast(Table, LoginSession.__table__)
+_new_session = insert(_sessions).returning(_sessions.c.id)
 _that_count = (_tries.c.email == bindparam("of"), _tries.c.address == bindparam("at"))
 _clear = delete(_tries).where(*_that_count)
 _count_on = update(_tries).where(*_that_count)
 
 
 @cache
-def _locked_count(dialect: str) -> Any:
-    """The count, made if there is none, and kept from others until the commit."""
+def _locked_counts(dialect: str) -> Any:
+    """The counts from anywhere and from the address, made if there are none, and kept from others until the commit."""
     count: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](_tries)
-    locked = count.on_conflict_do_update(index_elements=["email", "address"], set_={"email": count.excluded.email})
-    return locked.returning(_tries.c.failures, _tries.c.last_try_at)
+    new = {"email": bindparam("email"), "failures": 0, "last_try_at": bindparam("now")}
+    both = count.values([new | {"address": ANYWHERE}, new | {"address": bindparam("address")}])  # always in this order
+    locked = both.on_conflict_do_update(index_elements=["email", "address"], set_={"email": count.excluded.email})
+    return locked.returning(_tries.c.address, _tries.c.failures, _tries.c.last_try_at)
 
 
 def _judge(email: str, address: str, right: bool) -> None:
-    """Counts a wrong password; a right one clears the count of its address. Commits.
+    """Counts a wrong password; a right one clears the count of its address. Raises `TooManyRequests`.
 
     This comes after the hashing and under a lock, so that of guesses hashed at once five are answered and the others,
     a right one too, hear only that the account is locked; while right passwords sent at once all get in.
-    Raises `TooManyRequests`.
     """
     connection = db.session.connection()
-    anywhere, here = (  # always in this order, so as not to deadlock
-        connection.execute(
-            _locked_count(connection.dialect.name),
-            {"email": email, "address": where, "failures": 0, "last_try_at": now()},
-        ).one()
-        for where in (ANYWHERE, address)
+    counts = connection.execute(
+        _locked_counts(connection.dialect.name), {"email": email, "address": address, "now": now()}
     )
+    anywhere, here = sorted(counts, key=lambda count: count.address == address)
     _refuse_while_locked(connection, email, address)
     if right:
         if here.failures:  # they were its owner's slips
@@ -382,7 +395,6 @@ def _judge(email: str, address: str, right: bool) -> None:
                 counted["locked_until"] = moment + min(LOCK * 2 ** min(locks - 1, 10), LONGEST_LOCK)
             connection.execute(_count_on, counted)
         _forget_old_tries(SWEPT_AT_ONCE)
-    db.session.commit()
 
 
 def _forget_old_tries(limit: int | None = None) -> int:
@@ -500,12 +512,12 @@ def guard() -> Callable[[View], View]:
     return decorate
 
 
-def _tokens(user: User, session: LoginSession) -> TokensOut:
+def _tokens(user: User, session_id: int, generation: int) -> TokensOut:
     identity = str(user.id)
     return TokensOut(
         user=UserOut.of(user),
-        access_token=create_access_token(identity, additional_claims={"sid": session.id}),
-        refresh_token=create_refresh_token(identity, additional_claims={"sid": session.id, "gen": session.generation}),
+        access_token=create_access_token(identity, additional_claims={"sid": session_id}),
+        refresh_token=create_refresh_token(identity, additional_claims={"sid": session_id, "gen": generation}),
     )
 
 
@@ -516,31 +528,38 @@ def _refresh_lifetime() -> timedelta:
 
 def open_session(user: User) -> TokensOut:
     """A new login of this user on the calling device, and its line in the history."""
-    session = LoginSession(
-        user_id=user.id,
-        expires_at=now() + _refresh_lifetime(),
-        device=request.headers.get("User-Agent", "")[:200].replace("\0", ""),
-        address=client_address(),
-        signed_in_from=client_address(),
-    )
-    db.session.add(session)
-    db.session.flush()
-    audit.note_sign_in("sign-in", user.id, {"email": user.email, "address": session.address, "login": session.id})
-    return _tokens(user, session)
+    address = client_address()
+    session = {
+        "user_id": user.id,
+        "expires_at": now() + _refresh_lifetime(),
+        "device": request.headers.get("User-Agent", "")[:200].replace("\0", ""),
+        "address": address,
+        "signed_in_from": address,
+    }
+    session_id: int = db.session.connection().execute(_new_session, session).scalar_one()
+    audit.note_sign_in("sign-in", user.id, {"email": user.email, "address": address, "login": session_id})
+    return _tokens(user, session_id, generation=1)
 
 
 def _prove(email: str, password: str) -> tuple[int, str] | None:
-    """The user's id and password hash if the password is right. Raises `TooManyRequests` while locked."""
+    """The user's id and password hash if the password is right; then the commit is the caller's.
+
+    Raises `TooManyRequests` while locked.
+    """
     address = client_address()
-    with database.reader() as connection:
-        _refuse_while_locked(connection, email, address)
-        known = connection.execute(_known, {"email": email}).one_or_none()
-    right = _is_right(password, known.password if known and not known.deleted_at else None)
+    locked = reading.read(_locks, {"email": email, "address": address, "now": now()})
+    known = reading.read(_known, {"email": email})
+    reading.stop()
+    if locked:
+        with database.reader() as connection:
+            _refuse_while_locked(connection, email, address)
+    user_id, known_hash, archived_at = known[0] if known else (None, None, None)
+    right = _is_right(password, None if archived_at else known_hash)
     _judge(email, address, right)
-    if known and right:
-        return known.id, known.password
-    log.warning("sign-in from %s failed for %s", address, f"user {known.id}" if known else "an unknown email")
-    audit.note_sign_in("sign-in failed", known.id if known else None, {"email": email, "address": address})
+    if right and user_id and known_hash:
+        return user_id, known_hash
+    log.warning("sign-in from %s failed for %s", address, f"user {user_id}" if user_id else "an unknown email")
+    audit.note_sign_in("sign-in failed", user_id, {"email": email, "address": address})
     db.session.commit()
     return None
 
@@ -552,7 +571,10 @@ def sign_in(email: str, password: str) -> TokensOut:
     if proved is None:
         raise errors.Unauthorized("The email or the password is wrong.")
     user_id, known_hash = proved
-    rehashed = _hash(password) if _cost(known_hash) < _rounds() else None
+    rehashed = None
+    if _cost(known_hash) < _rounds():
+        db.session.commit()
+        rehashed = _hash(password)
     user = db.session.scalar(_signing_in, {"id": user_id})
     if user is None or user.password != known_hash:  # changed, or rehashed by another login, since it was looked at
         return sign_in(email, password)
@@ -587,7 +609,7 @@ def refresh_session() -> TokensOut:
         session.last_used_at = now()
         session.expires_at = now() + _refresh_lifetime()
         session.address = client_address()
-        return _tokens(user, session)
+        return _tokens(user, session.id, session.generation)
     # The generation before this one was first used then; an older one, for all that is known, as soon as it was issued.
     first_used = session.last_used_at if age == 1 else datetime.fromtimestamp(claims.iat, UTC)
     if now() - first_used > GRACE:
@@ -595,7 +617,7 @@ def refresh_session() -> TokensOut:
         db.session.commit()
         log.warning("refresh token of login session %d was used again: session ended", session.id)
         raise errors.Unauthorized("This refresh token was used before. The login has ended; please sign in again.")
-    return _tokens(user, session)
+    return _tokens(user, session.id, session.generation)
 
 
 def end_session(session_id: int) -> None:
@@ -637,6 +659,7 @@ def change_own_password(current: str, new: str) -> TokensOut:
     proved = _prove(email, current)
     if proved is None:
         raise errors.Unauthorized("The current password is wrong.")
+    db.session.commit()
     new_hash = hash_password(new, email, "new_password")
     user = models.find_for_update(User, caller().id)
     if (user.id, user.password) != proved or not user.is_active:
@@ -687,13 +710,13 @@ def reset_password(token: str, password: str) -> None:
     user = db.session.scalar(User.live().join(PasswordReset, PasswordReset.user_id == User.id).where(*good))
     if user is None:
         raise refusal
-    user_id = user.id
-    new_hash = hash_password(password, user.email)
+    user_id, email = user.id, user.email
+    new_hash = hash_password(password, email)
+    _forget_tries(email)  # before the user is locked: a login, too, locks first the tries and then the user
     user = models.find_for_update(User, user_id)
     if not _rows_of(delete(PasswordReset).where(*good)):
         raise refusal
     user.change({"password": new_hash})
-    _forget_tries(user.email)
 
 
 def sweep() -> int:
