@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -33,11 +33,10 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    text,
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import scoped_session
 
 import audit
 import database
@@ -335,16 +334,17 @@ _known = select(User.id, User.password, User.deleted_at).where(User.email == bin
 _signing_in = User.live().where(User.id == bindparam("id")).with_for_update(key_share=True)
 
 
-def _refuse_while_locked(connection: Connection | scoped_session[Any], email: str, address: str) -> None:
-    """Raises `TooManyRequests`, for an unknown email just as for a known one."""
-    mine = {"email": email, "address": address}
+def _refuse_while_locked(connection: Connection, email: str, address: str, counts: Iterable[Any]) -> None:
+    """Raises `TooManyRequests` if one of these is locked, for an unknown email just as for a known one."""
+    moment = now()
     locks: dict[str, datetime] = {
-        row.address: row.locked_until for row in connection.execute(_locks, mine | {"now": now()})
+        count.address: count.locked_until for count in counts if count.locked_until and count.locked_until > moment
     }
-    if ANYWHERE in locks and connection.scalar(_lately_signed_in, mine | {"lately": now() - LATELY}):
+    lately = {"email": email, "address": address, "lately": moment - LATELY}
+    if ANYWHERE in locks and connection.scalar(_lately_signed_in, lately):
         del locks[ANYWHERE]
     if locks:
-        seconds = max(1, math.ceil((max(locks.values()) - now()).total_seconds()))
+        seconds = max(1, math.ceil((max(locks.values()) - moment).total_seconds()))
         raise errors.TooManyRequests(
             f"Too many attempts to sign in. Please wait {seconds} seconds.", headers={"Retry-After": str(seconds)}
         )
@@ -357,15 +357,18 @@ _that_count = (_tries.c.email == bindparam("of"), _tries.c.address == bindparam(
 _clear = delete(_tries).where(*_that_count)
 _count_on = update(_tries).where(*_that_count)
 
-
-@cache
-def _locked_counts(dialect: str) -> Any:
-    """The counts from anywhere and from the address, made if there are none, and kept from others until the commit."""
-    count: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](_tries)
-    new = {"email": bindparam("email"), "failures": 0, "last_try_at": bindparam("now")}
-    both = count.values([new | {"address": ANYWHERE}, new | {"address": bindparam("address")}])  # always in this order
-    locked = both.on_conflict_do_update(index_elements=["email", "address"], set_={"email": count.excluded.email})
-    return locked.returning(_tries.c.address, _tries.c.failures, _tries.c.last_try_at)
+# Both counts of an email, made if there are none, and kept from others until the commit: always in this order, lest
+# there be a deadlock. Of several rows of VALUES, SQLAlchemy's own INSERT is compiled anew each time.
+_locked_counts = (
+    text(
+        "INSERT INTO sign_in_tries (email, address, failures, last_try_at) "
+        "VALUES (:email, '', 0, :now), (:email, :address, 0, :now) "
+        "ON CONFLICT (email, address) DO UPDATE SET email = excluded.email "
+        "RETURNING address, failures, last_try_at, locked_until"
+    )
+    .bindparams(bindparam("now", type_=_tries.c.last_try_at.type))
+    .columns(_tries.c.address, _tries.c.failures, _tries.c.last_try_at, _tries.c.locked_until)
+)
 
 
 def _judge(email: str, address: str, right: bool) -> None:
@@ -375,11 +378,9 @@ def _judge(email: str, address: str, right: bool) -> None:
     a right one too, hear only that the account is locked; while right passwords sent at once all get in.
     """
     connection = db.session.connection()
-    counts = connection.execute(
-        _locked_counts(connection.dialect.name), {"email": email, "address": address, "now": now()}
-    )
+    counts = connection.execute(_locked_counts, {"email": email, "address": address, "now": now()})
     anywhere, here = sorted(counts, key=lambda count: count.address == address)
-    _refuse_while_locked(connection, email, address)
+    _refuse_while_locked(connection, email, address, (anywhere, here))
     if right:
         if here.failures:  # they were its owner's slips
             left = {"of": email, "at": ANYWHERE, "failures": max(0, anywhere.failures - here.failures)}
@@ -547,12 +548,13 @@ def _prove(email: str, password: str) -> tuple[int, str] | None:
     Raises `TooManyRequests` while locked.
     """
     address = client_address()
-    locked = reading.read(_locks, {"email": email, "address": address, "now": now()})
+    mine = {"email": email, "address": address, "now": now()}
+    locked = reading.read(_locks, mine)
     known = reading.read(_known, {"email": email})
     reading.stop()
     if locked:
         with database.reader() as connection:
-            _refuse_while_locked(connection, email, address)
+            _refuse_while_locked(connection, email, address, connection.execute(_locks, mine))
     user_id, known_hash, archived_at = known[0] if known else (None, None, None)
     right = _is_right(password, None if archived_at else known_hash)
     _judge(email, address, right)

@@ -438,13 +438,7 @@ SECTIONS = (against_the_floor, statements, login, workers, whole_collection, boo
 def machine() -> str:
     about = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.+)", about.read_text() if about.exists() else "")
-    pace = statistics.median(
-        spent(lambda: sum(number for number in range(5_000_000)), 1, time.process_time) for _ in range(5)
-    )
-    return (
-        f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"which adds up the numbers to five million in {pace:.2f} s (an ordinary desktop: some 0.2 s)"
-    )
+    return f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def main(asked: list[str]) -> int:
