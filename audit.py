@@ -174,17 +174,20 @@ _MOVE = ("at_kind", "at_record", "seq", "entry_mac", "mac")
 _move_head = update(_heads).where(_heads.c.kind == bindparam("at_kind"), _heads.c.record_id == bindparam("at_record"))
 
 
+_last_id = text("SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'")
+# The lock, in one message with it, is that of the INSERT to come: `_snapshot` shall wait for it as from here on.
+_drawn_ids = text(
+    "LOCK TABLE audit_entries IN ROW EXCLUSIVE MODE; "
+    "SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)"
+)
+
+
 def _new_ids(connection: Connection, count: int) -> list[int]:
     """Known before the entries are written, since their macs cover them."""
     if connection.dialect.name == "sqlite":  # where one transaction writes at a time
-        last = connection.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'")) or 0
+        last = connection.scalar(_last_id) or 0
         return list(range(last + 1, last + 1 + count))
-    # The lock, in one message with it, is that of the INSERT to come: `_snapshot` shall wait for it as from here on.
-    drawn = (
-        "LOCK TABLE audit_entries IN ROW EXCLUSIVE MODE; "
-        "SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)"
-    )
-    return sorted(connection.scalars(text(drawn), {"count": count}))
+    return sorted(connection.scalars(_drawn_ids, {"count": count}))
 
 
 _chosen_heads = (

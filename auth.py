@@ -31,6 +31,7 @@ from sqlalchemy import (
     delete,
     exists,
     insert,
+    literal,
     or_,
     select,
     text,
@@ -330,7 +331,11 @@ _lately_signed_in = select(
     .where(bindparam("address").in_([LoginSession.address, LoginSession.signed_in_from]))
     .where(LoginSession.last_used_at > bindparam("lately"))
 )
-_known = select(User.id, User.password, User.deleted_at).where(User.email == bindparam("email"))
+_known = (  # one row, of an unknown email too: whether something is locked, and whose the email is
+    select(_locks.exists().label("is_locked"), User.id, User.password, User.deleted_at)
+    .select_from(select(literal(1).label("one")).subquery())
+    .outerjoin(User, User.email == bindparam("email"))
+)
 _signing_in = User.live().where(User.id == bindparam("id")).with_for_update(key_share=True)
 
 
@@ -549,13 +554,11 @@ def _prove(email: str, password: str) -> tuple[int, str] | None:
     """
     address = client_address()
     mine = {"email": email, "address": address, "now": now()}
-    locked = reading.read(_locks, mine)
-    known = reading.read(_known, {"email": email})
+    [(is_locked, user_id, known_hash, archived_at)] = reading.read(_known, mine)
     reading.stop()
-    if locked:
+    if is_locked:
         with database.reader() as connection:
             _refuse_while_locked(connection, email, address, connection.execute(_locks, mine))
-    user_id, known_hash, archived_at = known[0] if known else (None, None, None)
     right = _is_right(password, None if archived_at else known_hash)
     _judge(email, address, right)
     if right and user_id and known_hash:

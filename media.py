@@ -25,7 +25,6 @@ from typing import Protocol
 
 from flask import Flask, Response, current_app, request, send_file
 from sqlalchemy import delete, insert, select, update
-from urllib3.exceptions import HTTPError
 from werkzeug.datastructures import FileStorage
 
 import errors
@@ -66,6 +65,7 @@ class CloudinaryStore:
     def __init__(self, cloud_name: str, api_key: str, api_secret: str, upload_prefix: str) -> None:
         import cloudinary.exceptions  # it reads its own environment variables when imported, and may raise
         import cloudinary.uploader
+        from urllib3.exceptions import HTTPError
 
         self._sdk = cloudinary.uploader
         # the last three: the SDK trusts that an answer is the JSON it knows
