@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint, Flask, Request, Response, abort, current_app, redirect, request, send_from_directory
 from flask.sessions import NullSession, SessionInterface
 from flask_cors import CORS
+from sqlalchemy import select
 from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.datastructures import FileStorage
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -126,8 +127,8 @@ def change_my_password(json: PasswordChange) -> TokensOut:
 def list_my_sessions() -> list[SessionOut]:
     """Where am I signed in."""
     mine = db.session.scalars(LoginSession.open(caller().id).order_by(LoginSession.last_used_at.desc()))
-    shown = [SessionOut.of(session) for session in mine]
-    return [one.model_copy(update={"current": one.id == caller().session_id}) for one in shown]
+    sessions = [SessionOut.of(session) for session in mine]
+    return [one.model_copy(update={"current": one.id == caller().session_id}) for one in sessions]
 
 
 @api.delete("/me/sessions/<id:session_id>")
@@ -144,6 +145,7 @@ def end_my_session(session_id: int) -> Message:
 @contract()
 def forgot_password(json: ForgottenPassword) -> Message:
     """Ask for a link to set a new password."""
+    db.session.execute(select(1))  # while the database is away there is nothing to promise
     mail.send_reset_link(auth.reset_link_to_mail, json.email)
     return Message(msg="If there is an account with this email, a link is on its way to it.")
 

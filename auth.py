@@ -190,7 +190,7 @@ def change(record: Record, changes: dict[str, Any]) -> None:
     record.change(changes)
     if moved and isinstance(record, Appointment) and record.overbooked and not caller().is_admin:
         record.overbooked = False  # it was allowed for another slot
-    allow(record)  # nor may a doctor put a record on somebody else
+    allow(record, "change" if record.id else "create")  # nor may a doctor put a record on somebody else
 
 
 def create(kind: type[Kind], fields: dict[str, Any]) -> Kind:

@@ -70,7 +70,9 @@ class Settings(BaseModel):
         [f"http://{host}:{port}" for host in ("localhost", "127.0.0.1") for port in (3000, 5173)],
         description="origins of the browser clients, separated by commas",
     )
-    CLOUDINARY_URL: str = Field("", description="`cloudinary://KEY:SECRET@CLOUD`, or the three settings below")
+    CLOUDINARY_URL: str = Field(
+        "", description="all in one, `cloudinary://KEY:SECRET@CLOUD`; or the three settings below"
+    )
     CLOUDINARY_CLOUD_NAME: str = Field("", description="the Cloudinary cloud; empty: images on local disk")
     CLOUDINARY_API_KEY: str = Field("", description="its API key")
     CLOUDINARY_API_SECRET: str = Field("", description="its API secret")
@@ -78,14 +80,16 @@ class Settings(BaseModel):
         "https://api.cloudinary.com", description="Cloudinary's API host; others for its other regions"
     )
     IMAGE_LINK_TTL: int = Field(3600, ge=60, description="seconds that a link to a local image is good for")
-    BCRYPT_LOG_ROUNDS: int = Field(12, ge=4, le=20, description="bcrypt's cost: each step doubles the time")
+    BCRYPT_LOG_ROUNDS: int = Field(12, ge=4, le=20, description="the cost of bcrypt: each step doubles the time")
     SIGNUP: Literal["open", "approval", "closed", ""] = Field(
         "",
         description="who may sign up as a doctor: `open` at once (default in development), `approval` once an "
         "administrator agrees (default in production), `closed` nobody",
     )
     PASSWORD_RESET_URL: str = Field(
-        "", description="page of the client that sets a new password; empty: `PUBLIC_URL` + `/reset-password`"
+        "",
+        description="page of the client that sets a new password; "
+        "empty: `/reset-password` at `PUBLIC_URL`, else at http://localhost:3000",
     )
     MAIL_SERVER: str = Field("", description="SMTP server for reset links; empty: none, use `flask reset-link`")
     MAIL_PORT: int = Field(587, ge=1, le=65535, description="its port")
@@ -93,7 +97,7 @@ class Settings(BaseModel):
     MAIL_USERNAME: str = Field("", description="its user name, if it wants one")
     MAIL_PASSWORD: str = Field("", description="its password")
     MAIL_FROM: str = Field("Hosi Server <noreply@localhost>", description="sender of the mails")
-    RATELIMIT_ENABLED: bool = Field(True, description="whether sign-up, login, refresh and forgot are limited")
+    RATELIMIT_ENABLED: bool = Field(True, description="whether sign-ups, logins, refreshes and reset links are limited")
     RATELIMIT_STORAGE_URI: str = Field(
         "memory://", description="where requests are counted; `redis://…` where several nodes run"
     )

@@ -1,7 +1,8 @@
 """The bridge from a route's annotations to checked input and written output, and the route's one transaction.
 
 A parameter named `json`, `form` (multipart or JSON) or `query` is read into its pydantic model, `images` is the list
-of files sent; the annotation of what is returned says how it is written. Ours on purpose: see DESIGN section 2.
+of files sent; the annotation of what is returned says how it is written. Ours on purpose: measured on this
+stack, the libraries for it take up to four times as long, or echo a rejected password.
 """
 
 import inspect
@@ -73,7 +74,7 @@ def _read_form(model: type[BaseModel]) -> BaseModel:
 @cache
 def _lists(model: type[BaseModel]) -> frozenset[str]:
     """The fields that may come several times."""
-    return frozenset(name for name, info in model.model_fields.items() if "list" in str(info.annotation))
+    return frozenset(name for name, info in model.model_fields.items() if get_origin(info.annotation) is list)
 
 
 def _read_query(model: type[BaseModel]) -> BaseModel:

@@ -73,7 +73,7 @@ class Invalid(APIError):
 
     def __init__(self, errors: Fields | None = None, **field: str) -> None:
         errors = {**(errors or {}), **{name: [text] for name, text in field.items()}}
-        super().__init__(" ".join(f"{name}: {texts[0]}" for name, texts in errors.items()), errors)
+        super().__init__(" ".join(f"{name}: {texts[0].removesuffix('.')}." for name, texts in errors.items()), errors)
 
 
 class TooManyRequests(APIError):

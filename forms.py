@@ -76,7 +76,9 @@ def fields() -> MultiDict[str, str]:
     if None in form or None in request.files:
         raise errors.BadRequest("Each part of the form needs a name.")
     if any("\ufffd" in text for pair in form.items(multi=True) for text in pair):  # what Werkzeug could not decode
-        raise errors.BadRequest("The texts of the form are not UTF-8.")
+        raise errors.BadRequest("The texts of the form are not UTF-8, or have U+FFFD in them, as text that was not.")
+    if "images" in form:  # of a whole report that is sent back they would be ignored
+        raise errors.Invalid(images="Send files under this name, not text: with curl, images=@front.jpg.")
     if unknown := {name: ["No file is taken here."] for name in request.files if name != "images"}:
         raise errors.Invalid(unknown)
     return form

@@ -62,7 +62,11 @@ TAG_OF = {word: tag for tag, (words, _) in TAGS.items() for word in words.split(
 
 # Status: its name among the components, what it means, and an example.
 ERRORS: dict[int, tuple[str, str, JSON]] = {
-    400: ("BadRequest", "Malformed JSON or multipart.", {"msg": "The body is not JSON: trailing comma."}),
+    400: (
+        "BadRequest",
+        "Malformed JSON or multipart.",
+        {"msg": "The body is not JSON: trailing comma at line 1 column 9."},
+    ),
     401: (
         "Unauthorized",
         "No token, or one that is wrong, expired or ended; or wrong credentials.",
@@ -72,10 +76,14 @@ ERRORS: dict[int, tuple[str, str, JSON]] = {
     404: ("NotFound", "There is no such record, or it is archived.", {"msg": "There is no patient 7."}),
     409: (
         "Conflict",
-        "It contradicts what is stored.",
+        "It contradicts what is stored; with `Retry-After`, only at this moment: try again.",
         {"msg": "This email is taken.", "errors": {"email": ["Another account has this email."]}},
     ),
-    412: ("PreconditionFailed", "The record has moved on since `If-Match`.", {"msg": "Patient 7 has changed since."}),
+    412: (
+        "PreconditionFailed",
+        "The record has moved on since `If-Match`.",
+        {"msg": "The record has changed: it is at version 5 now. Read it again."},
+    ),
     413: ("TooLarge", "The body or a file is too large.", {"msg": "scan.png is larger than 20 MB."}),
     415: (
         "UnsupportedMediaType",
@@ -144,7 +152,7 @@ PARAMETERS: dict[str, JSON] = {
         "name": "Idempotency-Key",
         "in": "header",
         "description": "A name of your own for this request, a UUID say: sent again within a day it creates nothing.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     },
 }
 
@@ -175,9 +183,7 @@ PLAIN: dict[str, JSON] = {
             _query("expires", "Until when it is good, in seconds since 1970."),
             _query("signature", "What makes it a link of ours."),
         ],
-        "responses": {
-            "200": {"description": "The image.", "content": _bytes("image/*")},
-        },
+        "responses": {"200": {"description": "The image.", "content": _bytes("image/*")}},
     },
 }
 REDIRECTS = {"index": "A browser is sent to the interactive page."}
@@ -362,6 +368,9 @@ def _body(route: Route, model: type[BaseModel], models: Models) -> JSON:
             "description": "One or more pictures, each under this name.",
         }
         texts = {name: _without_null(field) for name, field in fields["properties"].items()}
+        if route.creates:  # where a field has no example Swagger UI leaves it blank, as it should be in a change
+            for name, example in fields["examples"][0].items():
+                texts[name] = {**texts[name], "examples": [example]}
         form = {**fields, "title": f"{model.__name__}Form", "properties": {**texts, "images": images}}
         if route.creates:  # no report without an image
             images["minItems"] = 1
@@ -406,7 +415,8 @@ def _operation(route: Route, models: Models) -> JSON:
         "security": route.security,
         "parameters": [*_parameters(route, models), *plain.get("parameters", [])],
     }
-    responses = dict(plain.get("responses", {}))
+    named = {"headers": {"X-Request-ID": _header("X-Request-ID")}}
+    responses = {code: {**answer, **named} for code, answer in plain.get("responses", {}).items()}
     if route.contract:
         responses[str(route.contract.status)] = _answer(route, route.contract, models)
     if route.body:

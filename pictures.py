@@ -68,7 +68,7 @@ class Picture:
 
     file: _File  # positioned at 0; without a name, and gone once closed
     format: str  # "jpeg" | "png" | "webp" | "gif"
-    width: int  # pixels as stored: an orientation is not applied
+    width: int  # pixels, upright: as a browser shows it, which heeds the orientation
     height: int
     bytes: int
     sha256: str  # hex, of the cleaned bytes
@@ -189,6 +189,11 @@ def _orientation_only(exif: bytes) -> bytes:
     return b""
 
 
+def _upright(width: int, height: int, exif: bytes) -> tuple[int, int]:
+    """The size in which it is shown: orientations 5 to 8 lie on their side. `exif` is by `_orientation_only`."""
+    return (height, width) if exif and exif[19] >= 5 else (width, height)
+
+
 # What ends entropy-coded data: FF, and behind it no stuffed 00, no restart marker, no fill byte.
 _END_OF_SCAN = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
 
@@ -232,11 +237,12 @@ def _strip_jpeg(source: bytes) -> _Cleaned:
             cleaned += reader.since(start)
         else:  # C0 to CF: lossless, hierarchical or arithmetic coding, which browsers do not show
             raise UnfitPicture(_RARE.format("JPEG") if 0xC0 <= marker <= 0xCF else _DAMAGED)
+    [(height, width)] = sizes
     if exif := _orientation_only(exif):
+        width, height = _upright(width, height, exif)
         exif = b"\xff\xe1" + struct.pack(">H", 2 + 6 + len(exif)) + b"Exif\0\0" + exif
     cleaned[2:2] = jfif + exif
     cleaned += b"\xff\xd9"
-    [(height, width)] = sizes
     return _Cleaned(cleaned, width, height, 1)
 
 
@@ -294,7 +300,7 @@ def _strip_png(source: bytes) -> _Cleaned:
     if exif := _orientation_only(exif):
         chunk = b"eXIf" + exif
         cleaned[33:33] = struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk))  # after IHDR
-    return _Cleaned(cleaned, width, height, frames + still)
+    return _Cleaned(cleaned, *_upright(width, height, exif), frames + still)
 
 
 class _PngPixels:
@@ -352,7 +358,7 @@ def _strip_webp(source: bytes) -> _Cleaned:
     else:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", source, 26))
     struct.pack_into("<I", cleaned, 4, len(cleaned) - 8)
-    return _Cleaned(cleaned, width, height, max(frames, 1))
+    return _Cleaned(cleaned, *_upright(width, height, exif), max(frames, 1))
 
 
 def _webp_chunks(reader: _Reader, end: int) -> Iterator[tuple[bytes, bytes]]:

@@ -27,8 +27,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from database import clinic_zone
-from models import LARGEST_ID, MINUTES, AppointmentStatus, PatientStatus, Role, Sex
+from database import UTCDateTime, clinic_zone
+from models import LARGEST_ID, MINUTES, AppointmentStatus, PatientStatus, Role, Sex, db
 
 YEARS = (1850, 2200)  # the years a clinic's dates lie in; beyond year 9999 Python's own arithmetic ends
 PASSWORD_LENGTH = 10  # characters, the least
@@ -72,12 +72,26 @@ def _in_range(year: int) -> None:
         raise ValueError(f"the year must lie between {YEARS[0]} and {YEARS[1] - 1}")
 
 
+_DATE = r"\d{4}-?[\dW][\d-]*"
+_TIME = r"[\d:.,]+(Z|[+-][\d:.]+)?"
+
+
+def _iso(value: object) -> datetime:
+    """A date, or a date and a time. Python's own reading takes any separator, and ends at a NUL."""
+    if not isinstance(value, str) or not re.fullmatch(f"{_DATE}([T ]{_TIME})?", value.strip(), re.ASCII):
+        raise ValueError
+    return datetime.fromisoformat(value.strip())
+
+
+def _is_day(value: object) -> bool:
+    """Whether it is a date alone."""
+    return isinstance(value, str) and bool(re.fullmatch(_DATE, value.strip(), re.ASCII))
+
+
 def _instant(value: object) -> datetime:
-    """An ISO 8601 time. A naive one is the clinic's local time; a date alone is its midnight."""
+    """An ISO 8601 time. A naive one is the clinic's local time; a date alone is the first instant of its day."""
     try:
-        if not isinstance(value, str) or not re.match(r"\d{4}-?[\dW]", value.strip(), re.ASCII):
-            raise ValueError
-        given = datetime.fromisoformat(value.strip())
+        given = _iso(value)
     except ValueError:
         raise ValueError("must be an ISO 8601 time, such as 2027-03-01T10:00 or 2027-03-01T07:00:00Z") from None
     _in_range(given.year)
@@ -86,6 +100,8 @@ def _instant(value: object) -> datetime:
     local = instant.astimezone(zone)  # as it will be answered, and may be sent back
     _in_range(local.year)
     if given.tzinfo is None and local.replace(tzinfo=None) != given:
+        if _is_day(value) and local.date() == given.date():
+            return instant  # the clocks are put forward at its midnight
         raise ValueError(f"there is no such time in {zone}: the clocks are put forward over it")
     return instant
 
@@ -93,7 +109,7 @@ def _instant(value: object) -> datetime:
 def _end(value: object) -> datetime:
     """The last instant of a span: of a date alone the end of that day."""
     instant = _instant(value)
-    if isinstance(value, str) and re.fullmatch(r"\d{4}-?\d\d-?\d\d|\d{4}-?W.*", value.strip(), re.ASCII):
+    if _is_day(value):
         following = instant.astimezone(clinic_zone()).date() + timedelta(days=1)
         midnight = datetime.combine(following, time(), clinic_zone()).astimezone(UTC)
         return midnight - timedelta(microseconds=1)
@@ -103,9 +119,7 @@ def _end(value: object) -> datetime:
 def _day(value: object) -> date:
     """An ISO 8601 date; browsers also send it as a time at midnight, theirs or the clinic's."""
     try:
-        if not isinstance(value, str):
-            raise ValueError
-        given = datetime.fromisoformat(value.strip())
+        given = _iso(value)
         if given.tzinfo and given.time() != time():
             _in_range(given.year)
             given = given.astimezone(clinic_zone())
@@ -165,6 +179,7 @@ Phone = Annotated[
     Field(json_schema_extra={"pattern": f"^{PHONE}$"}),
 ]
 Prose = Annotated[str, StringConstraints(max_length=20_000), _plain]
+Search = Annotated[str, StringConstraints(max_length=100), _plain]
 Reason = Annotated[str, StringConstraints(max_length=2_000), _plain]
 Email = Annotated[
     str, StringConstraints(max_length=254), AfterValidator(_email), Field(json_schema_extra={"format": "email"})
@@ -257,9 +272,7 @@ class CollectionQuery(In):
 
 
 class SearchQuery(CollectionQuery):
-    q: Annotated[str, StringConstraints(max_length=100), _plain] | None = Field(
-        None, description="Words that begin a name or an MRN, or that begin or end a phone number."
-    )
+    q: Search | None = Field(None, description="Words that begin a name.")
 
     @field_validator("sort", check_fields=False)
     @classmethod
@@ -272,7 +285,9 @@ class SearchQuery(CollectionQuery):
 class Out(Shape):
     """An answer, read off a record."""
 
-    model_config = ConfigDict(from_attributes=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        from_attributes=True, serialize_by_alias=True, json_schema_serialization_defaults_required=True
+    )
 
     @classmethod
     def of(cls, record: object) -> Self:
@@ -446,6 +461,9 @@ class PatientPatch(PatientIn, Patch):
 
 
 class PatientQuery(SearchQuery):
+    q: Search | None = Field(
+        None, description="Words that begin a name or an MRN, or that begin or end a phone number."
+    )
     status: list[PatientWord] = []
     admitted_from: Instant | None = None
     admitted_to: LastInstant | None = None
@@ -505,8 +523,8 @@ class AppointmentQuery(CollectionQuery):
 class ImageOut(Out):
     id: int
     image_url: str
-    width: int
-    height: int
+    width: int = Field(description="Pixels, as a browser shows it: upright.")
+    height: int = Field(description="Pixels, as a browser shows it: upright.")
     format: str
     bytes: int
 
@@ -549,6 +567,10 @@ class ReportQuery(CollectionQuery):
 
 # --- History ---
 
+TIMES = {
+    field.name for table in db.metadata.tables.values() for field in table.c if isinstance(field.type, UTCDateTime)
+}
+
 
 class Change(Out):
     """A field's values before and after. A password's are not told."""
@@ -579,19 +601,24 @@ class HistoryOut(Out):
     def _read(cls, stored: str | None) -> dict[str, dict[str, Any]] | None:
         if stored is None:
             return None
-        return {name: {"before": before, "after": after} for name, (before, after) in json.loads(stored).items()}
+        changes: dict[str, list[Any]] = json.loads(stored)
+        for name in TIMES & changes.keys():  # kept in UTC, told as everywhere
+            changes[name] = [instant and _local_time(datetime.fromisoformat(instant)) for instant in changes[name]]
+        return {name: {"before": before, "after": after} for name, (before, after) in changes.items()}
 
 
 AuditKind = Literal["user", "patient", "appointment", "report", "image", "sign-in"]
 
 
 class AuditQuery(In):
-    actor: Annotated[list[Id], Field(max_length=16)] = []
-    kind: list[AuditKind] = []
+    actor: Annotated[list[Id], Field(max_length=16)] = Field([], description="The users who did it.")
+    kind: list[AuditKind] = Field([], description="What it was done to.")
     from_: Instant | None = Field(None, alias="from")
     to: LastInstant | None = None
     limit: Annotated[Count, Field(ge=1, le=500)] = 100
-    before: Annotated[Count, Field(ge=1, le=2**63 - 1)] | None = None  # the id of an entry: those older than it
+    before: Annotated[Count, Field(ge=1, le=2**63 - 1)] | None = Field(
+        None, description="The id of an entry, for those older than it: follow the `Link` header."
+    )
 
 
 # --- The server itself ---

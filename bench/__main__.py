@@ -427,7 +427,7 @@ def starting() -> Iterator[Figure]:
             clock=time.perf_counter,
         )
         what = 'python -c "import app; app.create_app()", no SQL'
-        yield Figure(what, ours, "s", 1, f"{packages:.2f} s of it for the packages that DESIGN section 1 fixes")
+        yield Figure(what, ours, "s", 1, f"{packages:.2f} s of it for the packages of requirements.in that are fixed")
 
 
 # --- The table ---

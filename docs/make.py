@@ -48,7 +48,7 @@ def endpoints(doc: JSON) -> str:
         "",
         "All but `/docs`, `/media/…` and the redirect of `/` speak JSON. The page `/docs` has every field, example and",
         "error; the same as a document is at `/openapi.json`. Required fields are bold. Any route may also answer 500,",
-        "and 503 while the database is away.",
+        "and those that need the database 503 while it is away.",
     ]
     for tag in doc["tags"]:
         rows = [row(doc, *found) for found in operations(doc).values() if found[2]["tags"] == [tag["name"]]]
@@ -333,7 +333,7 @@ def day(doc: JSON) -> JSON:
         step(doc, "The doctor signs out", "logout", 200),
         step(doc, "The old token is good for nothing", "get_me", 401),
     ]
-    about = "From sign-up to report. Run it with the Collection Runner, or with newman: see the README."
+    about = "From sign-up to report. Run it with the Collection Runner, or with newman: the README says how."
     return {"name": "A day at the clinic", "description": about, "item": steps}
 
 

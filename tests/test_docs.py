@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import PASSWORD, Client, make_patient, sign_up
+from conftest import PASSWORD, Client, make_patient, picture, sign_up
 from flask import Flask
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -86,3 +86,58 @@ def test_a_wrong_password_is_told_on_the_page(address: str, app: Flask, page: Pa
     page.get_by_label("Password").first.fill("wrong")
     page.get_by_role("button", name="Log in", exact=True).click()
     expect(page.locator("#said")).to_have_text("The email or the password is wrong.")
+
+
+def log_in(page: Page, address: str, email: str) -> None:
+    page.goto(f"{address}/docs")
+    page.get_by_label("Email").fill(email)
+    page.get_by_label("Password").first.fill(PASSWORD)
+    page.get_by_role("button", name="Log in", exact=True).click()
+    expect(page.locator("#said")).to_contain_text("You are")
+
+
+def send(page: Page, operation: str, **file: Any) -> Any:
+    """Executes an operation as it stands when opened, but for a file that is chosen; returns its answer's cell."""
+    block = page.locator(f"#operations-{operation}")
+    block.locator(".opblock-summary-control").click()
+    if file:
+        chosen = block.locator("input[type=file]")
+        if not chosen.count():
+            block.get_by_role("button", name="Add").click()
+        chosen.set_input_files(file)  # type: ignore[arg-type]
+    block.get_by_role("button", name="Execute").click()
+    answer = block.locator(".live-responses-table")
+    expect(answer.locator("tr.response td.response-col_status")).to_be_visible()
+    return answer
+
+
+@on_one_engine
+def test_a_form_sends_what_was_filled_in_and_nothing_else(
+    address: str, app: Flask, admin: Client, doctor: Client, page: Page
+) -> None:
+    patient = make_patient(admin)["id"]
+    log_in(page, address, "dora@clinic.test")
+    scan = {"name": "scan.png", "mimeType": "image/png", "buffer": picture()}
+    expect(send(page, "Reports-create_report", **scan)).to_contain_text("201")
+    filed = doctor.get("/reports/1").json
+    assert (filed["patient_id"], filed["user_id"], filed["diagnosis"]) == (patient, doctor.user["id"], "Malaria")
+    expect(send(page, "Reports-update_report", **scan)).to_contain_text("200")
+    changed = doctor.get("/reports/1").json
+    assert (changed["diagnosis"], len(changed["images"])) == ("Malaria", 2)
+
+
+@on_one_engine
+def test_a_logout_among_the_operations_is_one_of_the_page(address: str, app: Flask, admin: Client, page: Page) -> None:
+    log_in(page, address, "ada@clinic.test")
+    send(page, "Accounts-logout")
+    expect(page.locator("#said")).to_have_text("You are signed out.")
+
+
+@on_one_engine
+def test_the_page_says_when_the_server_is_away(address: str, app: Flask, admin: Client, page: Page) -> None:
+    page.goto(f"{address}/docs")
+    page.context.set_offline(True)
+    page.get_by_label("Email").fill("ada@clinic.test")
+    page.get_by_label("Password").first.fill(PASSWORD)
+    page.get_by_role("button", name="Log in", exact=True).click()
+    expect(page.locator("#said")).to_have_text("The server does not answer.")

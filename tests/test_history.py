@@ -69,6 +69,14 @@ def test_a_change_says_what_from_and_what_to(doctor: Client) -> None:
     }
 
 
+def test_times_in_the_history_are_the_clinics(doctor: Client, at_home: Callable[[Client, str], Client]) -> None:
+    address = f"/patient/{make_patient(doctor, admitted_at='2026-03-01T22:00:00Z')['id']}"
+    doctor.patch(address, {"admitted_at": None})
+    created, changed = told(at_home(doctor, "Africa/Nairobi"), address)
+    assert fields(created)["admitted_at"] == (None, "2026-03-02T01:00:00+03:00")
+    assert fields(changed)["admitted_at"] == ("2026-03-02T01:00:00+03:00", None)
+
+
 def test_what_changes_nothing_leaves_no_line_and_no_version(doctor: Client) -> None:
     patient = make_patient(doctor)
     address = f"/patient/{patient['id']}"

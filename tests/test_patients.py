@@ -258,6 +258,24 @@ def test_a_time_that_the_clocks_jump_over_is_refused(doctor: Client, at_home: Ca
     assert make_patient(berlin, admitted_at="2030-03-31T03:00")["admitted_at"] == "2030-03-31T03:00:00+02:00"
 
 
+def test_a_day_whose_midnight_the_clocks_jump_over_begins_at_one(
+    doctor: Client, at_home: Callable[[Client, str], Client]
+) -> None:
+    cairo = at_home(doctor, "Africa/Cairo")  # on 30 April 2027 midnight is one o'clock
+    patient = make_patient(cairo, admitted_at="2027-04-30")
+    assert patient["admitted_at"] == "2027-04-30T01:00:00+03:00"
+    assert len(cairo.get("/patients?admitted_from=2027-04-30&admitted_to=2027-04-30").json) == 1
+    assert_refused(cairo.patch(f"/patient/{patient['id']}", {"admitted_at": "2027-04-30T00:00"}), 422, "admitted_at")
+
+
+@pytest.mark.parametrize("sign", ["\0", "é", "_", "TT"])
+def test_date_and_time_are_told_apart_as_iso_8601_has_it(doctor: Client, sign: str) -> None:
+    patient = make_patient(doctor)
+    for field in ("admitted_at", "date_of_birth"):
+        for written in (f"1990-05-31{sign}00:00", f"1990-05-31T00:00{sign}"):
+            assert_refused(doctor.patch(f"/patient/{patient['id']}", {field: written}), 422, field)
+
+
 def test_an_hour_that_comes_twice_is_read_as_its_first(
     doctor: Client, at_home: Callable[[Client, str], Client]
 ) -> None:

@@ -147,3 +147,15 @@ def test_a_list_of_reports_takes_as_many_statements_however_long_it_is(app: Flas
     with counted_statements(app) as for_seven:
         assert len(doctor.get("/reports").json) == 7
     assert len(for_seven) == len(for_one)
+
+
+def test_text_named_images_is_refused_and_not_ignored(doctor: Client) -> None:
+    """With curl it is a forgotten @."""
+    report = make_report(doctor, make_patient(doctor)["id"])
+    for response in (
+        doctor.post("/reports", data={"patient_id": report["patient_id"], "images": "front.jpg"}),
+        doctor.patch(f"/reports/{report['id']}", data={"diagnosis": "Malaria", "images": "front.jpg"}),
+    ):
+        assert_refused(response, 422, "images")
+        assert "Send files" in response.json["msg"]
+    assert doctor.get(f"/reports/{report['id']}").json == report

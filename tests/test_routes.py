@@ -79,7 +79,7 @@ def test_an_administrator_gets_past_every_guard(app: Flask, admin: Client) -> No
             assert admin.send(method, address(rule)).status_code not in (401, 403), f"{method} {rule}"
 
 
-# --- The modules (DESIGN section 2) ---
+# --- The modules ---
 
 # From top to bottom; a module imports only from rows below its own.
 LAYERS = (

@@ -6,9 +6,25 @@ const logout = document.querySelector("#logout");
 const said = document.querySelector("#said");
 let tokens = null;
 
+// A form begins with what its fields have as examples; Swagger UI would invent "string" for the rest, and send it.
+const blankForms = () => ({
+  afterLoad() {
+    const sample = this.fn.getSampleSchema;
+    this.fn.getSampleSchema = (schema, mediaType, ...more) => {
+      const field = schema?.toJS ? schema.toJS() : schema;
+      const isBlank = mediaType === false && field.type !== "array" && !field.examples;
+      return isBlank ? "" : sample(schema, mediaType, ...more);
+    };
+  },
+  wrapComponents: { // "Send empty value" is ticked by who wants it
+    ParameterIncludeEmpty: (Original, { React }) => (props) => React.createElement(Original, { ...props, isIncludedOptions: {} }),
+  },
+});
+
 const ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#page",
+  plugins: [blankForms],
   deepLinking: true,
   displayRequestDuration: true,
   tryItOutEnabled: true,
@@ -37,8 +53,12 @@ function forget(why) {
 async function post(path, body, token) {
   const headers = { "Content-Type": "application/json" };
   if (token) headers.Authorization = `Bearer ${token}`;
-  const response = await fetch(path, { method: "POST", headers, body: body && JSON.stringify(body) });
-  return { ok: response.ok, ...(await response.json()) };
+  try {
+    const response = await fetch(path, { method: "POST", headers, body: body && JSON.stringify(body) });
+    return { ok: response.ok, ...(await response.json()) };
+  } catch {
+    return { ok: false, msg: "The server does not answer." };
+  }
 }
 
 function expiresSoon(token) {
@@ -57,8 +77,9 @@ async function withFreshToken(request) {
   return request;
 }
 
-function keepTokens(response) { // of a login, refresh or change of password that was sent from the page itself
+function keepTokens(response) { // of a login, refresh, logout or change of password that was sent from the page itself
   if (response.ok && response.body?.access_token && response.body.user) keep(response.body);
+  if (tokens && response.ok && new URL(response.url).pathname === "/logout") forget(response.body.msg);
   return response;
 }
 
@@ -73,6 +94,6 @@ form.addEventListener("submit", async (event) => {
 });
 
 logout.addEventListener("click", async () => {
-  await post("/logout", null, tokens.access_token);
-  forget("You are logged out.");
+  const answer = await post("/logout", null, tokens.access_token);
+  forget(answer.ok ? "You are logged out." : answer.msg);
 });
