@@ -1,5 +1,9 @@
 """How gunicorn serves the application: https://docs.gunicorn.org/en/stable/settings.html"""
 
+import socket
+import struct
+from typing import Any
+
 from config import read_settings
 
 _settings = read_settings()  # here too, so that a wrong setting stops the start with its sentence
@@ -10,10 +14,18 @@ bind = f"{f'[{_host}]' if ':' in _host else _host}:{_settings['PORT']}"
 workers = _settings["WEB_CONCURRENCY"]
 worker_class = "gthread"  # threads suit routes that wait on uploads
 threads = _settings["WEB_THREADS"]
-timeout = 120  # seconds: a report of 50 images over a slow line
+timeout = 120  # seconds without a sign of life of a worker's own loop; a request of one thread may take longer
 graceful_timeout = 30
 keepalive = 5
 limit_request_line = 8190  # bytes, the most there is: a long search and a page's cursor
 control_socket_disable = True
 max_requests = 20_000  # a worker is renewed now and then, not all at once
 max_requests_jitter = 2_000
+
+UNREAD = 30  # seconds: who reads nothing of an answer for so long shall not keep a thread and a database connection
+
+
+def when_ready(server: Any) -> None:
+    """Every connection takes this limit over from the socket that listens; gunicorn itself has none for sending."""
+    for listener in server.LISTENERS:
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", UNREAD, 0))

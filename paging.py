@@ -27,6 +27,7 @@ from sqlalchemy import (
     Integer,
     ScalarSelect,
     Select,
+    Subquery,
     and_,
     bindparam,
     false,
@@ -46,7 +47,7 @@ from sqlalchemy.types import NullType
 import errors
 import models
 import words
-from contract import Many
+from contract import Many, access, log_access
 from database import clinic_zone
 from models import Appointment, Image, Patient, PatientWord, Record, Report, User, UserWord, UTCDateTime
 from reading import Row, read, streaming
@@ -54,7 +55,8 @@ from schemas import AppointmentOut, CollectionQuery, ImageOut, Out, PatientOut, 
 
 BATCH = 500  # rows of a stream that are in memory at once
 APART = ("patient_id", "user_id", "status", "role")  # filters whose values are looked up one by one
-MOST_APART = 100  # more values than these are left to the planner
+MOST_APART = 32  # more values than these are left to the planner
+FORMS = 64  # statements of a collection that are kept compiled
 LAST_SIGN = "\U0010ffff"  # sorts after every letter
 
 Answer = TypeVar("Answer", bound=Out)
@@ -104,9 +106,9 @@ class Collection(Generic[Answer]):
         table = kind.__table__ if source is None else source
         self.shown: Select[Any] = shown.select_from(table).where(self.live)
         self._one = self.shown.where(self.columns.id == bindparam("id"))
-        self.page = lru_cache(256)(self._page)
-        self.whole = lru_cache(256)(self._whole)
-        self.count = lru_cache(256)(self._count)
+        self.page = lru_cache(FORMS)(self._page)
+        self.whole = lru_cache(FORMS)(self._whole)
+        self.count = lru_cache(FORMS)(self._count)
 
     # --- What a reader gets ---
 
@@ -138,19 +140,23 @@ class Collection(Generic[Answer]):
     def _stream(self, asked: Asked, values: Fields, headers: Mapping[str, str], finish: Finish | None) -> Many[Answer]:
         """Rows as they are read. The first are read before the answer begins, so that what fails by then is an error
         to the client; what fails later breaks the connection, and no `]` says that this was all."""
-        shape = self._shaper(finish)
+        shape, reader = self._shaper(finish), access() if hasattr(self.answer, "accessed") else ""
+
+        def show(rows: Sequence[Row]) -> list[Fields]:
+            shown = list(map(shape, rows))
+            log_access(self._accessed(shown), reader)
+            return shown
+
         with ExitStack() as closing:
             batches = _batches(closing.enter_context(streaming(BATCH)), self.whole(asked), values)
             closing.callback(batches.close)
             rows = chain([next(batches, [])], batches)
-            answer: Many[Answer] = Many(_written(rows, shape), headers=headers, mimetype="application/json")
-            if hasattr(self.answer, "accessed"):
-                answer.accessed = f"every {self.kind.noun()} that matches"
+            answer: Many[Answer] = Many(_written(map(show, rows)), headers=headers, mimetype="application/json")
             answer.call_on_close(closing.pop_all().close)
         return answer
 
     def _accessed(self, shown: list[Fields]) -> str:
-        """What the access log says of a page: as the answer's own `accessed`, for each."""
+        """What the access log says of some rows: as the answer's own `accessed`, for each."""
         if not hasattr(self.answer, "accessed"):
             return ""
         said = [f"{self.kind.noun()} {fields['id']}" for fields in shown]
@@ -196,7 +202,8 @@ class Collection(Generic[Answer]):
         return hmac.digest(secret.encode(), f"cursor|{self.kind.__name__}|{asked}|".encode() + key, "sha256")[:12]
 
     def _cursor(self, query: CollectionQuery, values: list[Any]) -> str:
-        key = orjson.dumps(values)
+        # in UTC: offsets that had seconds, until 1972, orjson would round
+        key = orjson.dumps([value.astimezone(UTC) if isinstance(value, datetime) else value for value in values])
         return base64.urlsafe_b64encode(self._signature(query, key) + key).rstrip(b"=").decode()
 
     def _after(self, query: CollectionQuery) -> list[Any]:
@@ -225,6 +232,9 @@ class Collection(Generic[Answer]):
         filters = []
         for name, value in given.items():
             several = list(dict.fromkeys(value)) if isinstance(value, list) else [value]
+            several += several[-1:] * (
+                (1 << (len(several) - 1).bit_length()) - len(several)
+            )  # lest there be many forms
             filters.append((name, len(several)))
             values |= {f"{name}_{n}": one for n, one in enumerate(several)}
         name = query.order() or (self.span if bounds else next(iter(self.orders)))
@@ -235,10 +245,11 @@ class Collection(Generic[Answer]):
             for n, several in enumerate(found):
                 for m, one in enumerate(several):
                     values |= {f"word_{n}_{m}": one, f"word_{n}_{m}_end": one + LAST_SIGN}
+            for m, one in enumerate(found[0] if found else ()):
+                values[f"from_{m}_0"], values[f"from_{m}_1"] = max((one, 0), tuple(after))  # each id is above 0
             form = Asked(("id",), words=tuple(map(len, found)), searches=True)
-            columns = [PatientWord.__table__.c.word, self.columns.id]
-        else:
-            form = Asked(order, name.startswith("-"))
+            return replace(form, filters=tuple(filters), bounds=bounds), values
+        form = Asked(order, name.startswith("-"))
         values |= {
             f"after_{n}": _typed(one, column) for n, (one, column) in enumerate(zip(after, columns, strict=False))
         }
@@ -280,7 +291,7 @@ class Collection(Generic[Answer]):
 
     def _count(self, asked: Asked) -> Select[Any]:
         if asked.searches:
-            return select(func.count()).select_from(self._matching(asked).subquery())
+            return select(func.count()).select_from(self._match(asked)) if asked.words else select(literal(0))
         return select(func.count()).select_from(self.kind.__table__).where(self.live, *self._filters(asked)[0])
 
     def _by(self, asked: Asked) -> list[ColumnElement[Any]]:
@@ -298,12 +309,16 @@ class Collection(Generic[Answer]):
         """What rows must be; if `apart`, once for each value of the first filter, so that an index has the order."""
         every: Conditions = []
         each: Conditions = []
+        given = dict(asked.filters)
+        # The row that a page begins after says it already; and SQLite would seek no further than to the bound.
+        said = self.ends[asked.descending] if asked.after == "something" and asked.order[0] == self.span else ""
         for name in asked.bounds:
-            column, bound = self.columns[self.span], bindparam(name, type_=UTCDateTime)
-            every.append(column >= bound if name == self.ends[0] else column <= bound)
-        split = next((one for one in APART if apart and 1 < dict(asked.filters).get(one, 0) <= MOST_APART), None)
+            column, bound = self._looked_up(asked, self.span), bindparam(name, type_=UTCDateTime)
+            if name != said:
+                every.append(column >= bound if name == self.ends[0] else column <= bound)
+        split = next((one for one in APART if apart and 1 < given.get(one, 0) <= MOST_APART), None)
         for name, count in asked.filters:
-            column = self.columns[name]
+            column = self._looked_up(asked, name)
             equal = [column == bindparam(f"{name}_{n}", type_=column.type) for n in range(count)]
             if name == split:
                 each = equal
@@ -311,29 +326,43 @@ class Collection(Generic[Answer]):
                 every.append(or_(*equal))
         return [[one, *every] for one in each] or [every]
 
+    def _looked_up(self, asked: Asked, name: str) -> ColumnElement[Any]:
+        """The column of a filter; where another has fewer rows to look through, by no index of its own. PostgreSQL
+        counts what its columns have; SQLite guesses."""
+        leads = next((one for one in APART if one in dict(asked.filters)), None)
+        aside = asked.searches or (leads == "patient_id" != name) or (leads == "user_id" and name == "status")
+        return _ByNoIndex(self.columns[name]) if aside else self.columns[name]
+
     def _matching(self, asked: Asked, limit: BindParameter[int] | None = None) -> Select[Any]:
         """The rows that a search finds, each once, in the order of the first word that was matched."""
-        if self.found_by is None:
-            raise TypeError(f"there are no words to search {self.kind.__name__} by")
         if not asked.words:
             return self.shown.add_columns(literal("")).where(false())
+        match = self._match(asked, limit)
+        shown: Select[Any] = self.shown.add_columns(match.c.word).join(match, match.c.record_id == self.columns.id)
+        return shown.order_by(match.c.word, match.c.record_id).limit(limit)
+
+    def _match(self, asked: Asked, limit: BindParameter[int] | None = None) -> Subquery:
+        """The ids of those rows, and the words; with a limit those of a page, from where it begins."""
+        if self.found_by is None:
+            raise TypeError(f"there are no words to search {self.kind.__name__} by")
         found = self.found_by.__table__.c
+        place = found.word, found.record_id
         first, *others = [[f"word_{n}_{m}" for m in range(count)] for n, count in enumerate(asked.words)]
         every = [*self._filters(asked)[0], _matches(self.found_by, first, found.word)]
         every += [_matches(self.found_by, other) for other in others]
-        every += [_beyond([found.word, found.record_id])] if asked.after else []
         matches: list[CTE] = []
         for n, beginning in enumerate(first):
-            # words in reverse come after all others, so they are looked at if those do not fill the page
-            if matches and limit is not None:
-                every.append(select(func.count()).select_from(matches[0]).scalar_subquery() < limit)
-            some = select(found.word, found.record_id)
-            some = some.join_from(self.found_by, self.kind, self.columns.id == found.record_id)
-            some = some.where(_begins(found.word, beginning), self.live, *every)
-            matches.append(some.order_by(found.word, found.record_id).limit(limit).cte(f"match_{n}"))
-        match = union_all(*(select(one.c.word, one.c.record_id) for one in matches)).subquery("match")
-        shown: Select[Any] = self.shown.add_columns(match.c.word).join(match, match.c.record_id == self.columns.id)
-        return shown.order_by(match.c.word, match.c.record_id).limit(limit)
+            left: ColumnElement[int] | None = limit
+            if matches and limit is not None:  # words in reverse come after all others, and fill what those have left
+                left = limit - select(func.count()).select_from(matches[0]).scalar_subquery()
+            begins = _begins(found.word, beginning)
+            if limit is not None:  # one bound for both: where the word begins, or the row that the page begins after
+                start = tuple_(*(bindparam(f"from_{n}_{m}", type_=column.type) for m, column in enumerate(place)))
+                begins = and_(tuple_(*place) > start, found.word < bindparam(f"{beginning}_end", type_=found.word.type))
+            some = select(*place).join_from(self.found_by, self.kind, self.columns.id == found.record_id)
+            some = some.where(begins, self.live, *every)
+            matches.append(some.order_by(*place).limit(left).cte(f"match_{n}"))
+        return union_all(*(select(one.c.word, one.c.record_id) for one in matches)).subquery("match")
 
 
 def _batches(
@@ -344,12 +373,12 @@ def _batches(
             yield from result.partitions()
 
 
-def _written(batches: Iterable[Sequence[Row]], shape: Callable[[Row], Fields]) -> Iterator[bytes]:
+def _written(batches: Iterable[list[Fields]]) -> Iterator[bytes]:
     """A JSON array in pieces."""
     before = b"["
-    for rows in batches:
-        if rows:
-            yield before + orjson.dumps(list(map(shape, rows)))[1:-1]
+    for shown in batches:
+        if shown:
+            yield before + orjson.dumps(shown)[1:-1]
             before = b","
     yield b"[]" if before == b"[" else b"]"
 
@@ -372,6 +401,26 @@ def _typed(value: Any, column: ColumnElement[Any]) -> Any:
         time = datetime.fromisoformat(value)
         return time if time.tzinfo else time.replace(tzinfo=UTC)
     return value
+
+
+class _ByNoIndex(FunctionElement[Any]):
+    """A column, which SQLite is to look up by no index (https://sqlite.org/optoverview.html, unary plus)."""
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(_ByNoIndex)
+def _as_any_column(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return str(compiler.process(element.clauses, **kwargs))
+
+
+@compiles(_ByNoIndex, "sqlite")
+def _plus_column(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return f"+{compiler.process(element.clauses, **kwargs)}"
 
 
 def _begins(word: ColumnElement[str], beginning: str) -> Condition:

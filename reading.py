@@ -34,7 +34,7 @@ class _Prepared:
         return given if self.places is None else [given[name] for name in self.places]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _prepared(statement: ClauseElement, dialect: Dialect) -> _Prepared:
     compiled: Any = statement.compile(dialect=dialect)
     kinds = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in compiled.binds.items()}

@@ -59,7 +59,11 @@ def _shown(words: type[StrEnum]) -> WithJsonSchema:
 
 
 def _whole_number(value: object) -> object:
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,20}", value.strip()) else value
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r"-?[0-9]{1,20}", value.strip(), re.ASCII):
+        raise ValueError("must be a whole number")
+    return int(value)
 
 
 def _or_blank(kind: Any) -> BeforeValidator:

@@ -234,6 +234,15 @@ def test_patients_come_by_name_and_by_admission(doctor: Client) -> None:
             assert all_pages(doctor, f"/patients?limit={limit}&sort={order}") == expected
 
 
+@pytest.mark.parametrize("order", ["appointment_datetime", "-appointment_datetime"])
+def test_appointments_at_one_time_are_all_on_some_page(doctor: Client, other_doctor: Client, order: str) -> None:
+    for client in (doctor, other_doctor):
+        for hour in (10, 11):
+            make_appointment(client, make_patient(doctor)["id"], f"2030-03-01T{hour}:00")
+    expected = [1, 3, 2, 4] if order[0] != "-" else [4, 2, 3, 1]
+    assert all_pages(doctor, f"/appointment?limit=1&sort={order}") == expected
+
+
 def test_appointments_and_reports_come_by_their_times(app: Flask, doctor: Client) -> None:
     patient = make_patient(doctor)["id"]
     for day in (3, 1, 2):
@@ -308,11 +317,12 @@ def test_appointments_by_doctor_patient_status_and_time(doctor: Client, other_do
 
 
 def test_more_values_than_are_looked_up_one_by_one(doctor: Client) -> None:
-    patients = [make_patient(doctor)["id"] for _ in range(20)]
+    patients = [make_patient(doctor)["id"] for _ in range(36)]
     for number, patient in enumerate(patients):
-        make_appointment(doctor, patient, f"2030-03-{number + 1:02}T10:00")
-    asked = "&".join(f"patient_id={patient}" for patient in patients[:18])
-    assert all_pages(doctor, f"/appointment?limit=5&{asked}") == list(range(1, 19))
+        make_appointment(doctor, patient, f"2030-0{number // 28 + 3}-{number % 28 + 1:02}T10:00")
+    for count in (3, 18, 35):
+        asked = "&".join(f"patient_id={patient}" for patient in patients[:count])
+        assert all_pages(doctor, f"/appointment?limit=5&total=true&{asked}") == list(range(1, count + 1))
 
 
 def test_reports_by_author_patient_and_time(doctor: Client, other_doctor: Client) -> None:
@@ -538,6 +548,9 @@ def test_a_cursor_is_good_for_its_own_collection_order_and_filters_alone(app: Fl
         "/reports?limit=1",
     ):
         assert_refused(doctor.get(f"{other}&cursor={cursor}"), 422, "cursor")
+    following = next_of(doctor.get("/patients?limit=1&q=a"))
+    [searched] = parse_qs(urlsplit(following or "").query)["cursor"]
+    assert_refused(doctor.get(f"/patients?limit=1&q=am&cursor={searched}"), 422, "cursor")
     changed = cursor[:-2] + ("AA" if cursor[-2:] != "AA" else "BB")
     assert_refused(doctor.get(f"/patients?limit=1&sort=last_name&status=admitted&cursor={changed}"), 422, "cursor")
 
@@ -598,6 +611,21 @@ def test_what_fails_before_the_first_row_is_an_error_and_leaves_no_connection(ap
         assert connections_in_use(app) == 0
     finally:
         sql(app, "ALTER TABLE lost RENAME TO patients")
+
+
+def test_a_page_leads_on_though_offsets_had_seconds(app: Flask, make_app: MakeApp, doctor: Client) -> None:
+    """On PostgreSQL they come from its own time zone, which is that of its server or role."""
+    for _ in range(3):
+        make_patient(doctor, admitted_at="1970-05-01T10:00:00Z")
+    if app.config["DATABASE_URL"].startswith("postgresql"):
+        sql(app, f"ALTER DATABASE {sql(app, 'SELECT current_database()')[0][0]} SET timezone = 'Africa/Monrovia'")
+    there = Client(make_app(TIMEZONE="Africa/Monrovia", JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"]), doctor.token)
+    try:
+        for order in ("admitted_at", "-admitted_at"):
+            assert sorted(all_pages(there, f"/patients?limit=1&admitted_to=1971-01-01&sort={order}")) == [1, 2, 3]
+    finally:
+        if app.config["DATABASE_URL"].startswith("postgresql"):
+            sql(app, f"ALTER DATABASE {sql(app, 'SELECT current_database()')[0][0]} RESET timezone")
 
 
 def test_an_old_offset_with_seconds_is_told_in_full_in_a_page_too(

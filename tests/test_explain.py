@@ -1,5 +1,6 @@
 """Every page, search and filter goes by an index, on both engines: what it reads does not grow with the table."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from models import AuditEntry
 
 ROWS = 20_000
 LIMIT = 20
+MOST_STEPS = 20_000  # of SQLite's machine, of which each row takes some
 MOST_ROWS = 1_000  # that a page of 20 may touch: 16 branches with 21 rows each, and their names and images
 
 PATIENTS = [
@@ -24,21 +26,29 @@ PATIENTS = [
     "admitted_from=2020-03-01",
     "admitted_to=2020-03-01&sort=-admitted_at",
     "admitted_from=2020-03-01&admitted_to=2020-03-02&status=admitted",
-    *(f"q={q}" for q in (RARE, "k", "1", "2547", "zebra", f"{RARE}+ka", "<5")),
+    *(f"q={q}{status}" for q in (RARE, "k", "1", "2547", "zebra", f"{RARE}+ka", "<5")
+      for status in ("", "&status=admitted")),
+    f"q={RARE}&admitted_from=2020-03-01",
 ]  # fmt: skip
 APPOINTMENTS = [
     *(f"sort={sign}{order}{asked}" for order in ("id", "appointment_datetime") for sign in ("", "-")
-      for asked in ("", "&user_id=5", "&user_id=5&user_id=6", "&patient_id=7", "&status=scheduled", "&status=pending"
-                    "&status=scheduled")),
+      for asked in ("", "&user_id=5", "&user_id=1", "&user_id=5&user_id=6", "&patient_id=7", "&status=scheduled",
+                    "&status=pending&status=scheduled")),
     "from=2020-01-05",
     "from=2020-01-05&to=2020-01-06&user_id=5",
     "to=2020-01-05&status=scheduled&sort=-appointment_datetime",
+    *(f"patient_id=7{asked}{sort}" for sort in ("", "&sort=-id", "&sort=appointment_datetime") for asked in (
+        "&status=scheduled", "&user_id=5", "&user_id=5&user_id=6", "&patient_id=8&status=scheduled", "&from=2020-01-05",
+        "&user_id=5&status=scheduled&to=2030-01-05")),
+    *(f"user_id=5&status=scheduled{asked}" for asked in ("", "&sort=-id", "&from=2020-01-05&to=2020-01-06")),
 ]  # fmt: skip
 REPORTS = [
     *(f"sort={sign}{order}{asked}" for order in ("id", "created_at") for sign in ("", "-")
-      for asked in ("", "&user_id=5", "&user_id=5&user_id=6", "&patient_id=7")),
+      for asked in ("", "&user_id=5", "&user_id=1", "&user_id=5&user_id=6", "&patient_id=7")),
     "from=2020-01-05&to=2020-01-06",
     "from=2020-01-05&user_id=5",
+    *(f"patient_id=7{asked}{sort}" for sort in ("", "&sort=-created_at")
+      for asked in ("&user_id=5", "&user_id=5&user_id=6", "&to=2030-01-05")),
 ]  # fmt: skip
 USERS = ["sort=id", "sort=-last_name", "q=doctor", "q=no7"]
 ASKED = {"patients": PATIENTS, "appointment": APPOINTMENTS, "reports": REPORTS, "users": USERS}
@@ -130,7 +140,31 @@ def nodes(plan: dict) -> Iterator[dict]:
         yield from nodes(part)
 
 
+DEEP = [
+    "patients?admitted_from=2020-01-01",
+    "patients?admitted_to=2040-01-01&sort=-admitted_at",
+    "patients?admitted_from=2020-01-01&status=admitted&status=outpatient",
+    "patients?q=k",
+    "patients?q=2547",
+    "appointment?from=2020-01-01",
+    "reports?from=2020-01-01&sort=created_at",
+]
+
+
+def test_a_page_far_down_goes_by_an_index(large: Client) -> None:
+    bad = []
+    for asked in DEEP:
+        path = f"/{asked}&limit=500"
+        for _ in range(6):
+            path = next_of(large.get(path)) or pytest.fail(f"{asked} ends too early")
+        [statement], _ = statements_of(large, path.replace("limit=500", f"limit={LIMIT}"))
+        bad += [f"{asked}: {why}" for why in faults(large.app, statement)]
+    assert not bad, "\n".join(bad)
+
+
 def faults_on_sqlite(app: Flask, statement: str) -> Iterator[str]:
+    if (steps := steps_on_sqlite(app, statement)) > MOST_STEPS:
+        yield f"takes {steps} steps"
     rows = sql(app, "EXPLAIN QUERY PLAN " + statement.replace(":", "\\:"))
     plan = [row[3] for row in rows]
     by_id = re.search(r"ORDER BY (patients|appointments|reports|users)\.id( DESC)?\s+LIMIT", statement)
@@ -145,6 +179,16 @@ def faults_on_sqlite(app: Flask, statement: str) -> Iterator[str]:
         )
         if "TEMP B-TREE FOR ORDER BY" in line and not few:
             yield line
+
+
+def steps_on_sqlite(app: Flask, statement: str) -> int:
+    with app.app_context(), app.extensions["sqlalchemy"].engine.connect() as connection:
+        steps = itertools.count()
+        driver = connection.connection.driver_connection
+        driver.set_progress_handler(lambda: next(steps) < 0, 1000)
+        driver.execute(statement).fetchall()
+        driver.set_progress_handler(None, 0)
+    return next(steps) * 1000
 
 
 @pytest.mark.parametrize("path", ["/patient/77", "/appointment/77", "/reports/77", "/user/7"])

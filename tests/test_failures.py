@@ -2,8 +2,11 @@
 
 import contextlib
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psycopg2
 import pytest
@@ -36,6 +39,7 @@ def stranded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]
         ("GET", "/reports/1", None),
         ("POST", "/login", {"email": "ada@clinic.test", "password": "a-secret"}),
         ("POST", "/signup", {**PATIENT, "phone_number": None}),
+        ("POST", "/password/forgot", {"email": "ada@clinic.test"}),
         ("GET", "/readyz", None),
     ],
 )
@@ -130,3 +134,19 @@ def test_cut_connections_cost_no_request(ada: Client, empty_database: str) -> No
             [left] = cursor.fetchone()
     assert ada.post("/patients", PATIENT).status_code == 201
     assert len(ada.get("/patients").json) == 1
+
+
+def test_who_reads_nothing_of_an_answer_keeps_no_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLASK_ENV", "development")
+    monkeypatch.setenv("INSTANCE_PATH", str(tmp_path))
+    conf: dict[str, Any] = {}
+    exec((Path(__file__).parent.parent / "gunicorn.conf.py").read_text(), conf)  # as gunicorn does
+    conf["UNREAD"] = 1
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        conf["when_ready"](SimpleNamespace(LISTENERS=[SimpleNamespace(sock=listener)]))
+        with (
+            socket.create_connection(listener.getsockname()),
+            listener.accept()[0] as served,
+            pytest.raises(BlockingIOError),
+        ):
+            served.sendall(bytes(50_000_000))

@@ -495,6 +495,25 @@ def test_reading_leaves_a_line_in_the_access_log(app: Flask, doctor: Client, cap
     assert caplog.records[2].getMessage().startswith(f"{me} GET image ")
 
 
+def test_reading_a_whole_collection_leaves_every_record_in_the_access_log(
+    doctor: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Links to images are given out there too."""
+    report = make_report(doctor, make_patient(doctor)["id"], picture(), picture())
+    make_patient(doctor)
+    me, (first, second) = f"user {doctor.user['id']}", (image["id"] for image in report["images"])
+    with caplog.at_level("INFO", "hosi.access"):
+        for limit in ("", "?limit=9"):
+            caplog.clear()
+            doctor.get(f"/patients{limit}")
+            doctor.get(f"/reports{limit}")
+            doctor.get(f"/users{limit}")
+            assert [record.getMessage() for record in caplog.records] == [
+                f"{me} GET /patients: patient 1, patient 2",
+                f"{me} GET /reports: report 1 (images {first} {second})",
+            ]
+
+
 def test_reading_a_history_leaves_a_line_in_the_access_log(doctor: Client, caplog: pytest.LogCaptureFixture) -> None:
     make_patient(doctor)
     with caplog.at_level("INFO", "hosi.access"):
