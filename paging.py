@@ -159,11 +159,11 @@ class Collection(Generic[Answer]):
         """What the access log says of some rows: as the answer's own `accessed`, for each."""
         if not hasattr(self.answer, "accessed"):
             return ""
-        said = [f"{self.kind.noun()} {fields['id']}" for fields in shown]
+        noun, ids = f"{self.kind.noun()} ", [str(fields["id"]) for fields in shown]
         if "images" in self.answer.model_fields:
             images = (" ".join(str(image["id"]) for image in fields["images"]) for fields in shown)
-            said = [f"{one} (images {several})" for one, several in zip(said, images, strict=True)]
-        return ", ".join(said)
+            ids = [f"{one} (images {several})" for one, several in zip(ids, images, strict=True)]
+        return noun + f", {noun}".join(ids) if ids else ""
 
     def _shaper(self, finish: Finish | None) -> Callable[[Row], Fields]:
         """What makes a row of the driver's into the fields of an answer. It needs no application context."""
