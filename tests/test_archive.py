@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -163,6 +164,36 @@ def test_a_patient_whose_past_slot_was_given_away_cannot_come_back_and_it_is_sai
     assert refused.status_code == 409
     assert f"The doctor has appointment {taker['id']} " in refused.json["msg"]
     assert admin.get(f"/patient/{patient}").status_code == 404
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_who_restores_a_patient_waits_for_their_doctors_first(app: Flask, admin: Client, doctor: Client) -> None:
+    """As a booking does. Were the patient locked already, the booking and the restoring would wait for each other."""
+    patient = make_patient(doctor)["id"]
+    make_appointment(doctor, patient, "2020-03-01T10:00")
+    admin.delete(f"/patient/{patient}")
+    with app.app_context(), ThreadPoolExecutor(1) as apart:
+        with db.engine.begin() as booking:
+            booking.exec_driver_sql(f"SELECT id FROM users WHERE id = {doctor.user['id']} FOR NO KEY UPDATE")
+            restoring = apart.submit(admin.post, f"/patient/{patient}/restore")
+            with pytest.raises(TimeoutError):
+                restoring.result(0.5)
+            booking.exec_driver_sql(f"SELECT id FROM patients WHERE id = {patient} FOR NO KEY UPDATE NOWAIT")
+        assert restoring.result(10).status_code == 200
+
+
+@pytest.mark.parametrize("gone", ["patient", "user"])
+def test_nobody_is_booked_whose_archiving_is_under_way(app: Flask, admin: Client, doctor: Client, gone: str) -> None:
+    body = {"patient_id": make_patient(doctor)["id"], "user_id": doctor.user["id"]}
+    with app.app_context(), ThreadPoolExecutor(1) as apart:
+        with db.engine.begin() as archiving:
+            archived = f"deleted_at = '2026-01-01 00:00:00.000000' WHERE id = {body[f'{gone}_id']}"
+            archiving.exec_driver_sql(f"UPDATE {gone}s SET {archived}")
+            booking = apart.submit(admin.post, "/appointment", {**body, "appointment_datetime": "2030-03-01T10:00"})
+            with pytest.raises(TimeoutError):
+                booking.result(0.5)
+        assert_refused(booking.result(10), 422, f"{gone}_id")
+    assert count(app, "appointments") == 0
 
 
 def test_a_user_with_appointments_to_come_cannot_be_archived(admin: Client, doctor: Client) -> None:
