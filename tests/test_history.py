@@ -22,9 +22,10 @@ from conftest import (
 )
 from flask import Flask
 from sqlalchemy import insert, select
+from sqlalchemy.exc import OperationalError
 
 import audit
-from models import AuditEntry, AuditHead, db
+from models import AuditEntry, AuditHead, Patient, db
 
 WHOLE = (0, "The history is whole.\n")
 
@@ -369,6 +370,13 @@ def test_a_head_is_still_told_of_a_history_with_what_is_no_text(lived: Flask) ->
     assert verify(lived, "--head", head) == WHOLE[1]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_after_the_verifying_what_is_no_text_is_read_for_none_again(lived: Flask) -> None:
+    assert verify(lived) == WHOLE[1]
+    with pytest.raises(OperationalError):
+        sql(lived, "SELECT CAST(x'ff' AS TEXT)")
+
+
 def test_an_entry_that_is_taken_out_is_found(lived: Flask) -> None:
     for seq in (1, 2, 3):
         with tampered(lived, f"DELETE FROM audit_entries WHERE kind = 'patient' AND seq = {seq}"):
@@ -446,6 +454,30 @@ def test_a_record_that_is_erased_by_no_purge_is_found(lived: Flask) -> None:
 def test_a_record_whose_version_is_changed_is_found(lived: Flask) -> None:
     sql(lived, "UPDATE patients SET version = 2")
     assert "patient 1: it is at version 2, its history at 3." in verify(lived)
+
+
+@pytest.fixture
+def erased(lived: Flask, admin: Client) -> dict[type[Any], list[dict[str, Any]]]:
+    """The row and the history of patient 1 as they were before a purge."""
+    admin.delete("/patient/1")
+    was = {Patient: rows(lived, Patient), AuditEntry: rows(lived, AuditEntry, AuditEntry.kind == "patient")}
+    run_cli(lived, "purge", "--older-than", "0h")
+    assert rows(lived, Patient) == []
+    assert verify(lived) == WHOLE[1]
+    return was
+
+
+def test_a_purged_record_that_is_put_back_is_found(lived: Flask, erased: dict[type[Any], list[dict[str, Any]]]) -> None:
+    put(lived, Patient, *erased[Patient])
+    assert "patient 1: it is there though its history says that it was purged." in verify(lived)
+
+
+def test_values_that_are_put_back_into_a_purged_history_are_found(
+    lived: Flask, erased: dict[type[Any], list[dict[str, Any]]]
+) -> None:
+    entry = erased[AuditEntry][1]
+    sql(lived, "UPDATE audit_entries SET changes = :changes WHERE id = :id", changes=entry["changes"], id=entry["id"])
+    assert "patient 1: values are in its history though it was purged." in verify(lived)
 
 
 def test_with_another_key_nothing_holds(lived: Flask, make_app: Callable[..., Flask]) -> None:
