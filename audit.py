@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import groupby, product
 from typing import Any, cast
 from urllib.parse import urlencode
@@ -364,9 +365,12 @@ def verify(head: str | None = None) -> Iterator[str]:
     with _snapshot() as connection:
         purged = _purged_users(connection)
         for kind in _kinds(connection):
+            if not _is_word(kind):
+                yield f"There is history of a kind that is none: {kind!a}."
+                continue
             for record_id, parts in groupby(_side_by_side(connection, kind), key=lambda part: part.record_id):
                 if fault := _fault(key, (kind, record_id), parts, purged):
-                    name = "sign-ins" if (kind, record_id) == SIGN_INS else f"{kind} {record_id}"
+                    name = "sign-ins" if (kind, record_id) == SIGN_INS else f"{kind} {record_id!a}"
                     yield f"{name}: {fault}."
         if head is not None:
             yield from _against_head(connection, head)
@@ -377,7 +381,8 @@ def _snapshot() -> Iterator[Connection]:
     """Sees the database as it is now, however long it is read, and lets others write meanwhile.
 
     PostgreSQL gives entries their ids before they are committed: so the writers are waited for, and then for a moment
-    kept waiting, that of all ids up to the newest there is none still to come.
+    kept waiting, that of all ids up to the newest there is none still to come. SQLite takes any bytes for a text: those
+    that are none are read, too.
     """
     with reader() as connection:
         if connection.dialect.name == "postgresql":
@@ -385,7 +390,14 @@ def _snapshot() -> Iterator[Connection]:
             with db.engine.begin() as gate:
                 gate.exec_driver_sql("LOCK TABLE audit_entries IN SHARE MODE")
                 connection.execute(select(1))
-        yield connection
+            yield connection
+            return
+        driver: Any = connection.connection.driver_connection
+        kept, driver.text_factory = driver.text_factory, partial(str, encoding="utf-8", errors="surrogateescape")
+        try:
+            yield connection
+        finally:
+            driver.text_factory = kept
 
 
 def _purged_users(connection: Connection) -> set[int]:
@@ -399,6 +411,11 @@ def _kinds(connection: Connection) -> list[str]:
     for found in (AuditEntry.kind, AuditHead.kind):
         kinds.update(connection.scalars(select(found).distinct()))
     return sorted(kinds, key=str)
+
+
+def _is_word(kind: Any) -> bool:
+    """Whether it can be asked for and printed, as all that we write can."""
+    return isinstance(kind, str) and kind.isascii() and kind.isprintable()
 
 
 def _part(name: str, *columns: Any) -> Select[Any]:
@@ -430,12 +447,14 @@ def _side_by_side(connection: Connection, kind: str) -> Iterator[Any]:
 
 
 def _sqlite_order(value: Any) -> tuple[int, Any]:
-    """SQLite lets a text be put where a number should be: numbers come first, then texts, then bytes."""
-    return (isinstance(value, str) + 2 * isinstance(value, bytes), value)
+    """SQLite lets a text be put where a number should be: numbers come first, then texts by their bytes, then bytes."""
+    if isinstance(value, str):
+        return 1, value.encode(errors="surrogateescape")
+    return 2 * isinstance(value, bytes), value
 
 
 def _same(stored: Any, right: str) -> bool:
-    return isinstance(stored, str) and hmac.compare_digest(stored.encode(), right.encode())
+    return isinstance(stored, str) and hmac.compare_digest(stored.encode(errors="surrogatepass"), right.encode())
 
 
 def _fault(key: bytes, chain: Chain, parts: Iterable[Any], purged_users: set[int]) -> str:
@@ -476,7 +495,7 @@ def _fault(key: bytes, chain: Chain, parts: Iterable[Any], purged_users: set[int
     if record is None and not purged:
         return "the record was removed, but by no purge"
     if record and record.reached != newest.version:
-        return f"it is at version {record.reached}, its history at {newest.version}"
+        return f"it is at version {record.reached!a}, its history at {newest.version}"
     return ""
 
 
@@ -502,7 +521,7 @@ def _digest_to(connection: Connection, newest: int) -> str:
     digest = hashlib.sha256()
     macs = select(AuditEntry.id, AuditEntry.mac).where(AuditEntry.id <= newest).order_by(AuditEntry.id)
     for row in connection.execute(macs.execution_options(yield_per=1000)):
-        digest.update(f"{row.id}:{row.mac}\n".encode())
+        digest.update(f"{row.id}:{row.mac}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

@@ -67,7 +67,9 @@ def idempotent(kind: type[Record], show: Callable[[int], Any], lease: bool = Fal
                 try:
                     return show(made)
                 except errors.NotFound:
-                    raise errors.Conflict(f"{kind.__name__} {made}, made under this key, is archived.") from None
+                    raise errors.Conflict(
+                        f"{kind.__name__} {made}, made under this key, is archived or erased."
+                    ) from None
             if lease:
                 db.session.commit()
             g.idempotency_claim = claim

@@ -791,9 +791,22 @@ def find_for_update(kind: type[Kind], record_id: int, *options: Any) -> Kind:
 
 def restored(kind: type[Kind], record_id: int, *options: Any) -> Kind:
     """An archived record, brought back. Raises `NotFound`, or `Conflict` if it is not archived or cannot come back."""
+    if kind is Patient:
+        _lock_doctors_of(record_id)
     record = _one(kind, record_id, _locked(select(kind).options(*options), kind))
     record.restore()
     return save(record)
+
+
+def _lock_doctors_of(patient_id: int) -> None:
+    """Those whose slots come back with an archived patient: the doctors first, as a booking does, and in one order. The
+    exclusion constraints wait for each other's rows, so that else two who restore would be in a deadlock."""
+    archived = select(Appointment.user_id).where(
+        Appointment.patient_id == patient_id, Appointment.deleted_at.is_not(None)
+    )
+    db.session.scalars(
+        select(User.id).where(User.id.in_(archived)).order_by(User.id).with_for_update(key_share=True)
+    ).all()
 
 
 def _locked(records: Select[Kind], kind: type[Kind]) -> Select[Kind]:

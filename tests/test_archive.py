@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -165,6 +166,36 @@ def test_a_patient_whose_past_slot_was_given_away_cannot_come_back_and_it_is_sai
     assert admin.get(f"/patient/{patient}").status_code == 404
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_who_restores_a_patient_waits_for_their_doctors_first(app: Flask, admin: Client, doctor: Client) -> None:
+    """As a booking does. Were the patient locked already, the booking and the restoring would wait for each other."""
+    patient = make_patient(doctor)["id"]
+    make_appointment(doctor, patient, "2020-03-01T10:00")
+    admin.delete(f"/patient/{patient}")
+    with app.app_context(), ThreadPoolExecutor(1) as apart:
+        with db.engine.begin() as booking:
+            booking.exec_driver_sql(f"SELECT id FROM users WHERE id = {doctor.user['id']} FOR NO KEY UPDATE")
+            restoring = apart.submit(admin.post, f"/patient/{patient}/restore")
+            with pytest.raises(TimeoutError):
+                restoring.result(0.5)
+            booking.exec_driver_sql(f"SELECT id FROM patients WHERE id = {patient} FOR NO KEY UPDATE NOWAIT")
+        assert restoring.result(10).status_code == 200
+
+
+@pytest.mark.parametrize("gone", ["patient", "user"])
+def test_nobody_is_booked_whose_archiving_is_under_way(app: Flask, admin: Client, doctor: Client, gone: str) -> None:
+    body = {"patient_id": make_patient(doctor)["id"], "user_id": doctor.user["id"]}
+    with app.app_context(), ThreadPoolExecutor(1) as apart:
+        with db.engine.begin() as archiving:
+            archived = f"deleted_at = '2026-01-01 00:00:00.000000' WHERE id = {body[f'{gone}_id']}"
+            archiving.exec_driver_sql(f"UPDATE {gone}s SET {archived}")
+            booking = apart.submit(admin.post, "/appointment", {**body, "appointment_datetime": "2030-03-01T10:00"})
+            with pytest.raises(TimeoutError):
+                booking.result(0.5)
+        assert_refused(booking.result(10), 422, f"{gone}_id")
+    assert count(app, "appointments") == 0
+
+
 def test_a_user_with_appointments_to_come_cannot_be_archived(admin: Client, doctor: Client) -> None:
     patient = make_patient(doctor)["id"]
     make_appointment(doctor, patient, "2020-03-01T10:00")
@@ -264,6 +295,16 @@ def test_a_dry_run_says_what_would_be_erased_and_erases_nothing(app: Flask, admi
     assert (count(app, "patients"), count(app, "reports"), len(stored_files(app))) == (2, 2, 2)
 
 
+def test_a_dry_run_counts_a_replaced_image_with_its_report_alone(app: Flask, doctor: Client) -> None:
+    address = f"/reports/{make_report(doctor, make_patient(doctor)['id'])['id']}"
+    doctor.patch(address, data={"images": files(picture("JPEG")), "replace_images": "true"})
+    doctor.delete(address)
+    age_all(app)
+    said = purge(app, "--older-than", "90d", "--dry-run")
+    assert "1 other reports, each with images, would be erased: 1\n" in said
+    assert "0 replaced images would be erased: none\n" in said
+
+
 @pytest.mark.parametrize("age", ["90", "d", "1y", "-1d", "99999w", "1.5d"])
 def test_a_length_of_time_that_is_none_is_refused(app: Flask, age: str) -> None:
     code, said = run_cli(app, "purge", "--older-than", age)
@@ -321,6 +362,26 @@ def test_a_user_who_is_referred_to_stays(app: Flask, admin: Client, doctor: Clie
     assert "1 users erased." in purge(app, "--older-than", "90d")
     assert [row[0] for row in sql(app, "SELECT id FROM users ORDER BY id")] == [admin.user["id"], doctor.user["id"]]
     assert admin.get("/reports/1").json["doctor_name"] == "Dora Otieno"
+
+
+def test_a_user_whose_records_were_archived_of_late_stays(app: Flask, admin: Client, doctor: Client) -> None:
+    report = make_report(doctor, make_patient(doctor)["id"])
+    doctor.delete(f"/reports/{report['id']}")
+    admin.delete(f"/user/{doctor.user['id']}")
+    age(app, "users", 100)
+    age(app, "reports", 10)
+    said = purge(app, "--older-than", "90d")
+    assert "0 users erased." in said
+    assert (count(app, "users"), count(app, "reports")) == (2, 1)
+
+
+def test_a_user_who_has_an_idempotency_key_is_erased_with_it(app: Flask, admin: Client, doctor: Client) -> None:
+    body = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712345678"}
+    assert doctor.post("/patients", body, headers={"Idempotency-Key": "a-key-of-hers"}).status_code == 201
+    admin.delete(f"/user/{doctor.user['id']}")
+    age_all(app)
+    assert "1 users erased." in purge(app, "--older-than", "90d")
+    assert count(app, "idempotency_keys") == 0
 
 
 def test_a_user_whose_last_records_are_erased_goes_with_the_same_purge(

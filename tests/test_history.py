@@ -22,9 +22,10 @@ from conftest import (
 )
 from flask import Flask
 from sqlalchemy import insert, select
+from sqlalchemy.exc import OperationalError
 
 import audit
-from models import AuditEntry, AuditHead, db
+from models import AuditEntry, AuditHead, Patient, db
 
 WHOLE = (0, "The history is whole.\n")
 
@@ -330,13 +331,50 @@ def test_a_changed_column_of_a_head_is_found(lived: Flask) -> None:
             assert "patient 1: " in verify(lived), change
 
 
-@pytest.mark.parametrize("value", ["'é'", "x'ff'", "-1.5"], ids=["text", "bytes", "number"])
+@pytest.mark.parametrize(
+    "value", ["'é'", "x'ff'", "-1.5", "CAST(x'ff' AS TEXT)"], ids=["text", "bytes", "number", "no UTF-8"]
+)
 def test_sqlite_takes_any_value_in_any_column_and_it_is_found(lived: Flask, value: str) -> None:
     if lived.config["DATABASE_URL"].startswith("postgresql"):
         pytest.skip("PostgreSQL takes no such value")
-    for column in ("at", "record_id", "seq", "version", "changes", "mac", "kind"):
-        with tampered(lived, f"UPDATE audit_entries SET {column} = {value} WHERE {ENTRY}"):
-            assert "patient 1: " in verify(lived), column
+    sql(lived, "UPDATE reports SET version = 7")  # a fault elsewhere, not to be hidden
+    places = {AuditEntry: ENTRY, AuditHead: "kind = 'patient' AND record_id = 1"}
+    for table, where in places.items():
+        for column in {column.name for column in table.__table__.columns} - {"id"}:
+            with tampered(lived, f"UPDATE {table.__tablename__} SET {column} = {value} WHERE {where}"):
+                said = verify(lived)
+            assert "patient 1: " in said, (table, column)
+            assert "report 1: it is at version 7, its history at 2." in said, (table, column)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_history_of_a_kind_that_is_no_text_is_told(lived: Flask) -> None:
+    entry = rows(lived, AuditEntry, AuditEntry.kind == "patient", AuditEntry.seq == 3)[0]
+    put(lived, AuditEntry, {**entry, "id": entry["id"] + 1000, "seq": 4})
+    sql(lived, "UPDATE audit_entries SET kind = CAST(x'ff' AS TEXT) WHERE seq = 4")
+    assert verify(lived) == "There is history of a kind that is none: '\\udcff'.\nError: 1 found.\n"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_version_that_is_no_text_is_found_and_printed(lived: Flask) -> None:
+    sql(lived, "UPDATE patients SET version = CAST(x'1bff' AS TEXT)")
+    assert r"patient 1: it is at version '\x1b\udcff', its history at 3." in verify(lived)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_head_is_still_told_of_a_history_with_what_is_no_text(lived: Flask) -> None:
+    head = run_cli(lived, "audit", "head")[1].strip()
+    with tampered(lived, f"UPDATE audit_entries SET mac = CAST(x'ff' AS TEXT) WHERE {ENTRY}"):
+        assert run_cli(lived, "audit", "head")[1].strip() != head
+        assert "an older copy of it was put back" in verify(lived, "--head", head)
+    assert verify(lived, "--head", head) == WHOLE[1]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_after_the_verifying_what_is_no_text_is_read_for_none_again(lived: Flask) -> None:
+    assert verify(lived) == WHOLE[1]
+    with pytest.raises(OperationalError):
+        sql(lived, "SELECT CAST(x'ff' AS TEXT)")
 
 
 def test_an_entry_that_is_taken_out_is_found(lived: Flask) -> None:
@@ -416,6 +454,30 @@ def test_a_record_that_is_erased_by_no_purge_is_found(lived: Flask) -> None:
 def test_a_record_whose_version_is_changed_is_found(lived: Flask) -> None:
     sql(lived, "UPDATE patients SET version = 2")
     assert "patient 1: it is at version 2, its history at 3." in verify(lived)
+
+
+@pytest.fixture
+def erased(lived: Flask, admin: Client) -> dict[type[Any], list[dict[str, Any]]]:
+    """The row and the history of patient 1 as they were before a purge."""
+    admin.delete("/patient/1")
+    was = {Patient: rows(lived, Patient), AuditEntry: rows(lived, AuditEntry, AuditEntry.kind == "patient")}
+    run_cli(lived, "purge", "--older-than", "0h")
+    assert rows(lived, Patient) == []
+    assert verify(lived) == WHOLE[1]
+    return was
+
+
+def test_a_purged_record_that_is_put_back_is_found(lived: Flask, erased: dict[type[Any], list[dict[str, Any]]]) -> None:
+    put(lived, Patient, *erased[Patient])
+    assert "patient 1: it is there though its history says that it was purged." in verify(lived)
+
+
+def test_values_that_are_put_back_into_a_purged_history_are_found(
+    lived: Flask, erased: dict[type[Any], list[dict[str, Any]]]
+) -> None:
+    entry = erased[AuditEntry][1]
+    sql(lived, "UPDATE audit_entries SET changes = :changes WHERE id = :id", changes=entry["changes"], id=entry["id"])
+    assert "patient 1: values are in its history though it was purged." in verify(lived)
 
 
 def test_with_another_key_nothing_holds(lived: Flask, make_app: Callable[..., Flask]) -> None:

@@ -19,6 +19,7 @@ from conftest import (
     make_appointment,
     make_patient,
     picture,
+    run_cli,
     sql,
     stored_files,
 )
@@ -73,8 +74,11 @@ def test_a_retry_for_a_record_archived_meanwhile_makes_none(app: Flask, admin: C
     admin.delete("/patient/1")
     refused = admit(doctor)
     assert_refused(refused, 409)
-    assert refused.json["msg"] == "Patient 1, made under this key, is archived."
+    assert refused.json["msg"] == "Patient 1, made under this key, is archived or erased."
     assert count(app, "patients") == 1
+    run_cli(app, "purge", "--older-than", "0h")
+    assert admit(doctor).json == refused.json
+    assert count(app, "patients") == 0
 
 
 def test_other_content_under_the_same_key_is_refused(app: Flask, doctor: Client) -> None:
@@ -105,6 +109,16 @@ def test_after_a_day_the_key_is_forgotten(app: Flask, doctor: Client) -> None:
     assert admit(doctor).json["id"] == 1
     age_keys(app, timedelta(hours=24, seconds=1))
     assert admit(doctor, first_name="Halima").json["id"] == 2
+
+
+def test_a_purge_forgets_the_keys_that_are_older_than_a_day(app: Flask, doctor: Client) -> None:
+    admit(doctor)
+    age_keys(app, timedelta(hours=23, minutes=59))
+    assert " 0 idempotency keys." in run_cli(app, "purge")[1]
+    assert admit(doctor).json["id"] == 1
+    age_keys(app, timedelta(hours=24, seconds=1))
+    assert " 1 idempotency keys." in run_cli(app, "purge")[1]
+    assert count(app, "idempotency_keys") == 0
 
 
 def test_only_successes_are_kept(app: Flask, doctor: Client) -> None:

@@ -32,6 +32,8 @@ from conftest import (
 )
 from flask import Flask
 from PIL import ExifTags, Image, PngImagePlugin
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import OperationalError
 from werkzeug.datastructures import FileStorage
 
 import media
@@ -404,6 +406,29 @@ def test_a_patient_archived_meanwhile_gets_no_report_and_no_image_stays(
         assert_refused(sent.result(), 422, "patient_id")
     assert cloud.stored == {}
     assert rows(app, "SELECT id FROM images") == rows(app, "SELECT * FROM uploads") == []
+
+
+def test_a_commit_that_only_looked_failed_loses_no_image(app: Flask, cloud: CloudinaryDouble, clouded: Client) -> None:
+    """The database has committed, but its answer is lost on the way."""
+    patient = make_patient(clouded)
+    with clouded.app.app_context():
+        engine = clouded.app.extensions["sqlalchemy"].engine
+    lost: list[Connection] = []
+
+    def lose_the_answer(connection: Connection) -> None:
+        if cloud.stored and not lost:
+            lost.append(connection)
+            connection.connection.commit()
+            raise OperationalError("COMMIT", None, Exception("the connection was cut"))
+
+    event.listen(engine, "commit", lose_the_answer)
+    try:
+        assert_refused(clouded.post("/reports", **reported(patient["id"], picture())), 503)
+    finally:
+        event.remove(engine, "commit", lose_the_answer)
+    [(public_id,)] = rows(app, "SELECT public_id FROM images")
+    assert set(cloud.stored) == {public_id}
+    assert len(clouded.get("/reports").json) == 1
 
 
 def test_a_disk_that_cannot_be_written_is_a_502(app: Flask, doctor: Client) -> None:

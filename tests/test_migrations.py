@@ -216,6 +216,13 @@ def test_what_must_always_be_true_is_held_by_the_database_itself(app: Flask, doc
         connection.exec_driver_sql(sql)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_sqlite_keeps_what_it_has_acknowledged_and_lets_one_read_while_another_writes(app: Flask) -> None:
+    engine_of(app).dispose()
+    kept = {name: rows(app, f"PRAGMA {name}")[0][0] for name in ("synchronous", "journal_mode", "foreign_keys")}
+    assert kept == {"synchronous": 2, "journal_mode": "wal", "foreign_keys": 1}
+
+
 # --- env.py, on SQLite ---
 
 MIGRATION = """

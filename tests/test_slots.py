@@ -197,6 +197,23 @@ def test_an_overbooked_appointment_that_a_doctor_moves_is_overbooked_no_more(
     assert doctor.get(f"/appointment/{made['id']}").json["overbooked"] is not to.endswith("12:00")
 
 
+@pytest.mark.parametrize("change", [{"duration_minutes": 45}, {"patient_id": 1}], ids=["longer", "another patient"])
+def test_an_overbooked_appointment_that_a_doctor_lengthens_or_gives_away_is_so_no_more(
+    admin: Client, doctor: Client, change: dict[str, int]
+) -> None:
+    assert make_patient(doctor)["id"] == 1
+    made = overbook(admin, doctor)
+    changed = doctor.patch(f"/appointment/{made['id']}", change)
+    assert (changed.status_code, changed.json["overbooked"]) == (200, False)
+
+
+def test_an_overbooked_appointment_is_never_named_as_the_one_in_the_way(admin: Client, doctor: Client) -> None:
+    overbook(admin, doctor, "2030-03-01T09:45")
+    ordinary = make_appointment(doctor, make_patient(doctor)["id"], "2030-03-01T10:00")
+    body = {"patient_id": make_patient(doctor)["id"], "appointment_datetime": "2030-03-01T10:10"}
+    assert f"appointment {ordinary['id']} " in doctor.post("/appointment", body).json["msg"]
+
+
 def test_an_administrator_moves_an_overbooked_appointment_as_it_is(admin: Client, doctor: Client) -> None:
     make_appointment(doctor, make_patient(doctor)["id"], "2030-03-01T12:00")
     made = overbook(admin, doctor)
@@ -312,7 +329,9 @@ def test_of_ten_moved_to_one_slot_at_once_one_arrives(app: Flask, doctor: Client
 # --- The migration ---
 
 
-def test_a_migration_of_appointments_that_clash_already_stops_with_a_list(bare_app: Flask) -> None:
+@pytest.fixture
+def without_walls(bare_app: Flask) -> Flask:
+    """Before the migration that refuses clashes: doctor 7, patients 1 and 2."""
     run_flask(bare_app, "db", "upgrade", "0003")
     stamps = "'2026-01-01 00:00:00', '2026-01-01 00:00:00', 1"
     sql(
@@ -327,6 +346,10 @@ def test_a_migration_of_appointments_that_clash_already_stops_with_a_list(bare_a
             f" created_at, updated_at, version) VALUES ({patient}, '{patient}', 'A', 'B', '0', 'admitted', '', '',"
             f" {stamps})",
         )
+    return bare_app
+
+
+def test_a_migration_of_appointments_that_clash_already_stops_with_a_list(without_walls: Flask) -> None:
     for patient, at, minutes, status in (
         (1, "10:00", 480, "scheduled"),
         (2, "17:59", 30, "pending"),
@@ -335,13 +358,31 @@ def test_a_migration_of_appointments_that_clash_already_stops_with_a_list(bare_a
         (2, "18:30", 30, "scheduled"),
     ):
         values = {"at": f"2030-03-01 {at}:00.000000", "minutes": minutes, "status": status}
-        sql(bare_app, INSERT, **values, patient=patient, doctor=7)
-    stopped = bare_app.test_cli_runner().invoke(args=["db", "upgrade"])
+        sql(without_walls, INSERT, **values, patient=patient, doctor=7)
+    stopped = without_walls.test_cli_runner().invoke(args=["db", "upgrade"])
     assert isinstance(stopped.exception, SystemExit)
     assert str(stopped.exception).splitlines()[1:] == [
         "  doctor 7: appointments 1 and 2",
         "  doctor 7: appointments 3 and 5",
         "  patient 2: appointments 3 and 5",
     ]
-    sql(bare_app, "UPDATE appointments SET status = 'cancelled' WHERE id IN (2, 3)")
-    run_flask(bare_app, "db", "upgrade")
+    sql(without_walls, "UPDATE appointments SET status = 'cancelled' WHERE id IN (2, 3)")
+    run_flask(without_walls, "db", "upgrade")
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_a_migration_of_times_that_are_spelled_otherwise_stops_with_a_list(without_walls: Flask) -> None:
+    for at in ("2030-03-01 10:00:00.000000", "2030-03-02T10:00:00", "2030-03-03 10:00", "tomorrow"):
+        sql(without_walls, INSERT, at=at, minutes=30, status="scheduled", patient=1, doctor=7)
+    stopped = without_walls.test_cli_runner().invoke(args=["db", "upgrade"])
+    assert isinstance(stopped.exception, SystemExit)
+    told, *listed = str(stopped.exception).splitlines()
+    assert "not spelled like 2030-03-01 10:00:00.000000" in told
+    assert listed == [
+        "  appointment 2: 2030-03-02T10:00:00",
+        "  appointment 3: 2030-03-03 10:00",
+        "  appointment 4: tomorrow",
+    ]
+    assert sql(without_walls, "SELECT version_num FROM alembic_version") == [("0003",)]
+    sql(without_walls, "UPDATE appointments SET appointment_datetime = '2030-03-0' || id || ' 10:00:00.000000'")
+    run_flask(without_walls, "db", "upgrade")
