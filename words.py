@@ -10,7 +10,8 @@ _BACKWARDS = "<"  # begins a number that is kept from its end to its beginning
 _PLAIN = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th", "ـ": ""}
 )
-_APOSTROPHES = re.compile(r"(?<=\w)['’ʼ‘`](?=\w)")
+_APOSTROPHES = re.compile(r"(?<=\w)['’‘`´′](?=\w)|[ʹʻʼʾʿ]")  # the latter are letters, at the beginning too
+_UNSEEN = {"Mn", "Mc", "Me", "Cf"}  # accents, vowel signs, joiners, soft hyphens
 _WORD = re.compile(r"[^\W_]+")
 _EXTENSION = re.compile(r"(?<=\d)\s*(?:x|ext\.?)\s*(?=\d)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![^\W_])[+(]*\d[\d\s()./+-]*(?![^\W_])")  # in groups, as people write it
@@ -23,8 +24,8 @@ def fold(text: str) -> tuple[str, ...]:
     """The words of a text: `"José O'Brien-Łoś"` has `jose`, `obrien` and `los`."""
     plain = _APOSTROPHES.sub("", text).casefold()
     if not plain.isascii():
-        apart = unicodedata.normalize("NFKD", plain)
-        bare = "".join(sign for sign in apart if not unicodedata.category(sign).startswith("M")).translate(_PLAIN)
+        apart = unicodedata.normalize("NFKD", plain).casefold()  # a mathematical 𝐀 is a capital only now
+        bare = "".join(sign for sign in apart if unicodedata.category(sign) not in _UNSEEN).translate(_PLAIN)
         plain = _western(bare)
     return tuple(word[:LONGEST] for word in _WORD.findall(plain))
 
