@@ -336,6 +336,7 @@ _known = (  # one row, of an unknown email too: whether something is locked, and
     .select_from(select(literal(1).label("one")).subquery())
     .outerjoin(User, User.email == bindparam("email"))
 )
+_whose = select(User.id).where(User.email == bindparam("email"))
 _signing_in = User.live().where(User.id == bindparam("id")).with_for_update(key_share=True)
 
 
@@ -563,6 +564,9 @@ def _prove(email: str, password: str) -> tuple[int, str] | None:
     _judge(email, address, right)
     if right and user_id and known_hash:
         return user_id, known_hash
+    if db.session.scalar(_whose, {"email": email}) != user_id:  # its counts are another email's by now
+        db.session.rollback()
+        return _prove(email, password)
     log.warning("sign-in from %s failed for %s", address, f"user {user_id}" if user_id else "an unknown email")
     audit.note_sign_in("sign-in failed", user_id, {"email": email, "address": address})
     db.session.commit()
@@ -581,7 +585,7 @@ def sign_in(email: str, password: str) -> TokensOut:
         db.session.commit()
         rehashed = _hash(password)
     user = db.session.scalar(_signing_in, {"id": user_id})
-    if user is None or user.password != known_hash:  # changed, or rehashed by another login, since it was looked at
+    if user is None or (user.password, user.email) != (known_hash, email):  # changed since it was looked at
         return sign_in(email, password)
     if not user.is_active:
         audit.note_sign_in("sign-in refused", user.id, {"email": email, "address": client_address()})
@@ -667,7 +671,7 @@ def change_own_password(current: str, new: str) -> TokensOut:
     db.session.commit()
     new_hash = hash_password(new, email, "new_password")
     user = models.find_for_update(User, caller().id)
-    if (user.id, user.password) != proved or not user.is_active:
+    if (user.id, user.password) != proved or user.email != email or not user.is_active:
         raise errors.Conflict("Your account was changed just now. Please sign in again.")
     user.change({"password": new_hash})
     return open_session(user)

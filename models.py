@@ -24,11 +24,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    case,
     delete,
     event,
     exists,
     func,
     insert,
+    literal,
     select,
     text,
     update,
@@ -204,6 +206,8 @@ class User(Record):
             self.end_logins()
         if "password" in changes or not self.is_active or self.email != mailbox:
             self._void_reset_links()
+        if self.email != mailbox:
+            self._take_tries_along(mailbox)
 
     def end_logins(self) -> None:
         db.session.execute(
@@ -214,6 +218,22 @@ class User(Record):
 
     def _void_reset_links(self) -> None:
         db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
+
+    def _take_tries_along(self, mailbox: str) -> None:
+        """The wrong passwords are counted by email: a new one shall not begin at none."""
+        theirs = SignInTries.email == mailbox
+        db.session.execute(select(SignInTries.address).where(theirs).order_by(SignInTries.address).with_for_update())
+        counts = SignInTries.failures, SignInTries.last_try_at, SignInTries.locked_until
+        moved = upsert(SignInTries).from_select(
+            ["email", "address", *(count.key for count in counts)],
+            select(literal(self.email), SignInTries.address, *counts).where(theirs),
+        )
+        larger = {}
+        for count in counts:
+            theirs_is_larger = count.is_(None) | (moved.excluded[count.key] > count)
+            larger[count.key] = case((theirs_is_larger, moved.excluded[count.key]), else_=count)
+        db.session.execute(moved.on_conflict_do_update(index_elements=["email", "address"], set_=larger))
+        db.session.execute(delete(SignInTries).where(theirs))
 
     def _leave_an_administrator(self) -> None:
         """The others' rows stay locked until the commit: of two who step down at once, one is refused."""

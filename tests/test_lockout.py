@@ -98,6 +98,54 @@ def test_guesses_while_locked_do_not_prolong_the_lock(app: Flask) -> None:
     assert int(log_in(app).headers["Retry-After"]) <= 30
 
 
+def change_email(app: Flask, token: str, nia: dict[str, Any], name: str) -> None:
+    response = Client(app, token).patch(f"/user/{nia['id']}", {"email": f"{name}@clinic.test"})
+    assert response.status_code == 200, response.json
+
+
+def test_a_new_email_does_not_open_a_locked_account(app: Flask, nia: dict[str, Any]) -> None:
+    token = log_in(app).json["access_token"]
+    guess(app, 5)
+    change_email(app, token, nia, "kamau")
+    assert minutes_locked(log_in(app, name="kamau")) == 1
+
+
+def test_a_new_email_does_not_begin_the_row_anew(app: Flask, nia: dict[str, Any]) -> None:
+    token = log_in(app).json["access_token"]
+    guess(app, 4)
+    change_email(app, token, nia, "kamau")
+    assert guess(app, 2, name="kamau") == [401, 429]
+
+
+def test_guesses_of_the_current_password_are_five_whatever_the_email(app: Flask, nia: dict[str, Any]) -> None:
+    me = Client(app, log_in(app).json["access_token"])
+    wrong = {"current_password": "wrong password", "new_password": "a lantern over the ward"}
+    answers = []
+    for name in ("kamau", "otieno", "nia"):
+        answers += [me.post("/me/password", wrong).status_code for _ in range(2)]
+        change_email(app, me.token or "", nia, name)
+    assert [*answers, me.post("/me/password", wrong).status_code] == [401] * 5 + [429] * 2
+
+
+@pytest.mark.parametrize("worse", ["old", "new"])
+def test_of_the_counts_of_the_old_and_the_new_email_the_worse_ones_stay(
+    app: Flask, nia: dict[str, Any], worse: str
+) -> None:
+    token = log_in(app).json["access_token"]
+    guess(app, 5 if worse == "old" else 3)
+    guess(app, 3 if worse == "old" else 5, name="kamau")
+    before = [in_database(app, select(column)) for column in (SignInTries.locked_until, SignInTries.last_try_at)]
+    change_email(app, token, nia, "kamau")
+    kept = in_database(app, select(SignInTries).order_by(SignInTries.address))
+    assert [(row.email, row.address, row.failures) for row in kept] == [
+        ("kamau@clinic.test", "", 5),
+        ("kamau@clinic.test", HOME, 5),
+    ]
+    assert {row.locked_until for row in kept} == {None, *(time for (time,) in before[0] if time)}
+    assert [row.last_try_at for row in kept] == [max(time for (time,) in before[1])] * 2
+    assert log_in(app, name="kamau").status_code == 429
+
+
 def test_a_right_password_ends_the_row(app: Flask) -> None:
     assert guess(app, 4) == [401] * 4
     assert log_in(app).status_code == 200
