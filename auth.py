@@ -10,7 +10,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from functools import cache, lru_cache, wraps
 from typing import Any, TypeVar, cast
@@ -612,17 +612,16 @@ def refresh_session() -> TokensOut:
     user = db.session.scalar(User.live().where(User.id == session.user_id, User.is_active)) if session else None
     if session is None or user is None or str(user.id) != claims.sub or not 0 < claims.gen <= session.generation:
         raise errors.Unauthorized(_ENDED)
-    age = session.generation - claims.gen
-    if age == 0:
+    moment, earliest = now(), (now() - GRACE).timestamp()
+    first_uses = {gen: used for gen, used in (session.first_uses or {}).items() if used >= earliest}
+    if claims.gen == session.generation:
+        session.first_uses = {**first_uses, str(claims.gen): moment.timestamp()}
         session.generation += 1
-        session.last_used_at = now()
-        session.expires_at = now() + _refresh_lifetime()
+        session.last_used_at = moment
+        session.expires_at = moment + _refresh_lifetime()
         session.address = client_address()
-        return _tokens(user, session.id, session.generation)
-    # The generation before this one was first used then; an older one, for all that is known, as soon as it was issued.
-    first_used = session.last_used_at if age == 1 else datetime.fromtimestamp(claims.iat, UTC)
-    if now() - first_used > GRACE:
-        session.ended_at = now()
+    elif str(claims.gen) not in first_uses:
+        session.ended_at = moment
         db.session.commit()
         log.warning("refresh token of login session %d was used again: session ended", session.id)
         raise errors.Unauthorized("This refresh token was used before. The login has ended; please sign in again.")

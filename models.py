@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Self, TypeVar, cast
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     CheckConstraint,
     Connection,
@@ -684,6 +685,7 @@ class LoginSession(Base):
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     generation: Mapped[int] = mapped_column(default=1)  # of the refresh token that is good now
+    first_uses: Mapped[dict[str, float] | None] = mapped_column(JSON)  # of the generations just before: seconds of 1970
     device: Mapped[str] = mapped_column(String(200))  # the User-Agent header
     address: Mapped[str] = mapped_column(String(45))  # of the last login or refresh
     signed_in_from: Mapped[str] = mapped_column(String(45))
