@@ -27,6 +27,7 @@ from sqlalchemy import (
     CursorResult,
     Delete,
     Table,
+    Update,
     bindparam,
     delete,
     exists,
@@ -422,7 +423,7 @@ def _forget_tries(email: str) -> None:
     db.session.execute(delete(SignInTries).where(mine))
 
 
-def _rows_of(statement: Delete) -> int:
+def _rows_of(statement: Delete | Update) -> int:
     swept: CursorResult[Any] = db.session.execute(  # type: ignore[assignment]
         statement, execution_options={"synchronize_session": False}
     )
@@ -628,12 +629,13 @@ def refresh_session() -> TokensOut:
     return _tokens(user, session.id, session.generation)
 
 
-def end_session(session_id: int) -> None:
-    """Ends one of the caller's own logins. Raises `NotFound`."""
-    session = db.session.scalar(LoginSession.open(caller().id).where(LoginSession.id == session_id))
-    if session is None:
-        raise errors.NotFound(f"You have no login {session_id}.")
-    session.ended_at = now()
+def end_sessions(only: int | None = None) -> int:
+    """Ends the caller's own logins, or this one alone. Returns how many were still open."""
+    moment = now()
+    mine = [LoginSession.user_id == caller().id, LoginSession.ended_at.is_(None), LoginSession.expires_at > moment]
+    if only is not None:
+        mine.append(LoginSession.id == only)
+    return _rows_of(update(LoginSession).where(*mine).values(ended_at=moment))
 
 
 # --- Accounts ---

@@ -5,12 +5,23 @@ import hmac
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import jwt
 import pytest
-from conftest import PASSWORD, Client, answers_at_once, counted_statements, in_database, sign_in, sign_up, snapshot
+from conftest import (
+    PASSWORD,
+    Client,
+    answers_at_once,
+    counted_statements,
+    held_up,
+    in_database,
+    sign_in,
+    sign_up,
+    snapshot,
+)
 from flask import Flask
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
@@ -222,6 +233,16 @@ def test_a_logout_ends_this_login_and_no_other(app: Flask, nia: dict[str, Any]) 
     assert not is_in(app, nia)
     assert refresh(app, nia).status_code == 401
     assert is_in(app, elsewhere)
+
+
+@pytest.mark.parametrize("path", ["/logout", "/logout?everywhere=true"])
+def test_two_logouts_at_once_both_succeed(app: Flask, nia: dict[str, Any], path: str) -> None:
+    with ThreadPoolExecutor() as threads:
+        with held_up(app, update(LoginSession).values(device="x")):
+            answers = [threads.submit(Client(app, nia["access_token"]).post, path) for _ in range(2)]
+            time.sleep(0.5)  # both are past the guard, and wait
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert not is_in(app, nia)
 
 
 def test_a_logout_everywhere_ends_all_of_ones_logins_and_nobody_elses(app: Flask, nia: dict[str, Any]) -> None:
