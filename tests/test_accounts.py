@@ -287,6 +287,13 @@ def test_an_email_signs_in_however_a_keyboard_writes_its_accents(app: Flask) -> 
     assert Client(app).post("/login", {"email": "zoe\u0301@clinic.test", "password": PASSWORD}).status_code == 200
 
 
+def test_an_email_that_in_lower_case_is_none_is_refused(app: Flask) -> None:
+    """It would be refused when it is sent back: in lower case an İ is two signs."""
+    response = Client(app).post("/signup", application(email="İ" * 60 + "@" + "a" * 60 + "." + "b" * 58 + ".ex"))
+    assert response.status_code == 422
+    assert list(response.json["errors"]) == ["email"]
+
+
 def test_an_email_longer_in_lower_case_than_any_account_is_just_wrong(app: Flask) -> None:
     assert Client(app).post("/login", {"email": "İ" * 254, "password": PASSWORD}).status_code == 401
 
