@@ -558,17 +558,22 @@ def _prove(email: str, password: str) -> tuple[int, str] | None:
     mine = {"email": email, "address": address, "now": now()}
     [(is_locked, user_id, known_hash, archived_at)] = reading.read(_known, mine)
     reading.stop()
-    if is_locked:
-        with database.reader() as connection:
-            _refuse_while_locked(connection, email, address, connection.execute(_locks, mine))
-    right = _is_right(password, None if archived_at else known_hash)
-    _judge(email, address, right)
+    whose = f"user {user_id}" if user_id else "an unknown email"
+    try:
+        if is_locked:
+            with database.reader() as connection:
+                _refuse_while_locked(connection, email, address, connection.execute(_locks, mine))
+        right = _is_right(password, None if archived_at else known_hash)
+        _judge(email, address, right)
+    except errors.TooManyRequests:
+        log.warning("sign-in from %s refused for %s: locked", address, whose)
+        raise
     if right and user_id and known_hash:
         return user_id, known_hash
     if db.session.scalar(_whose, {"email": email}) != user_id:  # its counts are another email's by now
         db.session.rollback()
         return _prove(email, password)
-    log.warning("sign-in from %s failed for %s", address, f"user {user_id}" if user_id else "an unknown email")
+    log.warning("sign-in from %s failed for %s", address, whose)
     audit.note_sign_in("sign-in failed", user_id, {"email": email, "address": address})
     db.session.commit()
     return None

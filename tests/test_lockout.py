@@ -237,6 +237,21 @@ def test_the_log_tells_of_a_failed_sign_in_without_what_was_typed(app: Flask, ca
     assert "sky" not in caplog.text
 
 
+def test_the_log_tells_of_each_try_that_is_refused_and_the_history_does_not(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    guess(app, 5)
+    guess(app, 5, name="nobody")
+    caplog.clear()
+    log_in(app)
+    log_in(app, name="nobody")
+    assert [record.getMessage() for record in caplog.records if record.name == "hosi.auth"] == [
+        f"sign-in from {HOME} refused for user 1: locked",
+        f"sign-in from {HOME} refused for an unknown email: locked",
+    ]
+    assert len(in_database(app, select(AuditEntry).where(AuditEntry.kind == "sign-in"))) == 10
+
+
 @pytest.mark.parametrize("password", [PASSWORD, "My-P@ssw0rd-2024!", "p@ss word", "@"])
 def test_a_password_typed_as_the_email_is_kept_nowhere(app: Flask, password: str) -> None:
     response = Client(app).post("/login", {"email": password, "password": PASSWORD})
