@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from functools import cache, lru_cache, wraps
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 import jwt
@@ -206,24 +207,30 @@ def create(kind: type[Kind], fields: dict[str, Any]) -> Kind:
 # --- Passwords ---
 
 
-@lru_cache(maxsize=1)
-def _well_known() -> frozenset[str]:
-    from zxcvbn.frequency_lists import FREQUENCY_LISTS  # a large module, needed when a password is chosen
-
-    return frozenset(
-        word.lower() for words in FREQUENCY_LISTS.values() for word in words if len(word) >= PASSWORD_LENGTH
-    )
+FEWEST_GUESSES = 10**6  # after which a password may be found; of those that people choose most, all are found sooner
+JUDGED = 30  # characters: of strange signs, a hundred would take seconds
+_estimate = Lock()
 
 
-def hash_password(password: str, email: str, field: str = "password") -> str:
+def _guesses(password: str, user_inputs: list[str]) -> int:
+    """How many guesses find what the password begins with, as zxcvbn estimates; the whole takes no fewer."""
+    from zxcvbn import zxcvbn  # a large module, needed when a password is chosen
+
+    with _estimate:  # it keeps the `user_inputs` where every thread reads them
+        return int(zxcvbn(password[:JUDGED], user_inputs)["guesses"])
+
+
+def hash_password(password: str, email: str, *names: str, field: str = "password") -> str:
     """The bcrypt hash of a new password. Raises `Invalid` for a well-known one (NIST SP 800-63B section 5.1.1.2).
 
-    `field` is what the client calls it.
+    `names` are its owner's, which anybody would try; `field` is what the client calls it.
     """
-    plain = _as_typed_anywhere(password).lower().strip()
-    if len(_as_typed_anywhere(password)) < PASSWORD_LENGTH:  # as it will be checked, an é is one character
+    db.session.rollback()  # an estimate, too, takes its time
+    plain = _as_typed_anywhere(password).strip()  # as it will be checked: an é is one character
+    if len(plain) < PASSWORD_LENGTH:
         raise errors.Invalid({field: [f"A password has at least {PASSWORD_LENGTH} characters."]})
-    if plain in (email, email.partition("@")[0]) or plain in _well_known() or len(set(plain)) < 3:
+    plain, mailbox = plain.lower(), email.partition("@")[0]
+    if plain in (email, mailbox) or len(set(plain)) < 3 or _guesses(plain, [email, mailbox, *names]) < FEWEST_GUESSES:
         raise errors.Invalid({field: ["This password is among the first that anybody would try. Choose another."]})
     return _hash(password)
 
@@ -664,18 +671,19 @@ def register(account: UserIn) -> User:
         if setting["SIGNUP"] == "closed":
             raise errors.Forbidden("Sign-up is closed. Please ask an administrator for an account.")
     user = User(**account.model_dump(exclude={"password"}), is_active=by_admin or first or setting["SIGNUP"] == "open")
-    user.password = hash_password(account.password, account.email)
+    user.password = hash_password(account.password, account.email, account.first_name, account.last_name)
     return models.save(user)
 
 
 def change_own_password(current: str, new: str) -> TokensOut:
     """Ends all of the caller's logins and opens a new one. Raises `Unauthorized` if `current` is wrong."""
-    email = models.find(User, caller().id).email
+    user = models.find(User, caller().id)
+    email, names = user.email, (user.first_name, user.last_name)
     proved = _prove(email, current)
     if proved is None:
         raise errors.Unauthorized("The current password is wrong.")
     db.session.commit()
-    new_hash = hash_password(new, email, "new_password")
+    new_hash = hash_password(new, email, *names, field="new_password")
     user = models.find_for_update(User, caller().id)
     if (user.id, user.password) != proved or user.email != email or not user.is_active:
         raise errors.Conflict("Your account was changed just now. Please sign in again.")
@@ -726,7 +734,7 @@ def reset_password(token: str, password: str) -> None:
     if user is None:
         raise refusal
     user_id, email = user.id, user.email
-    new_hash = hash_password(password, email)
+    new_hash = hash_password(password, email, user.first_name, user.last_name)
     _forget_tries(email)  # before the user is locked: a login, too, locks first the tries and then the user
     user = models.find_for_update(User, user_id)
     if not _rows_of(delete(PasswordReset).where(*good)):

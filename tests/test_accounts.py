@@ -25,6 +25,7 @@ from flask import Flask
 from smtp_double import SMTPDouble
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
+from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from models import LoginSession, PasswordReset, User, now
 
@@ -228,6 +229,18 @@ def test_reset_link_says_that_there_is_no_such_user(app: Flask) -> None:
         "password１２３",  # what keyboards write in several ways is one
         "ｎｉａ.kamau@clinic.test",
         "e\u0301a\u0301i\u0301o\u0301u\u0301",  # five letters and their accents
+        "  ward 7b  ",
+        "0123456789",
+        "  1234567890  ",
+        "123123123123",
+        "passwordpassword",
+        "password123!",
+        "p@ssw0rd123",
+        "letmein1234",
+        "asdfasdfasdf",
+        "asdf" * 250_000,
+        "Kamau12345",  # the owner's name
+        "nia.kamau1",
     ],
 )
 def test_a_password_that_anybody_would_try_is_refused(app: Flask, password: str) -> None:
@@ -240,7 +253,7 @@ def test_a_password_that_anybody_would_try_is_refused(app: Flask, password: str)
 
 
 @pytest.mark.parametrize(
-    "password", ["ten chars!", "пароль врача", "🩺💊🏥🚑🩹🧪🔬🧬🦠💉", "  kept as it is  ", "x1y2" * 250_000]
+    "password", ["ten chars!", "пароль врача", "🩺💊🏥🚑🩹🧪🔬🧬🦠💉", "  kept as it is  ", "a sentence, " * 80_000]
 )
 def test_a_password_of_any_length_and_script_signs_in(app: Flask, password: str) -> None:
     sign_up(app, "Nia", password=password)
@@ -248,9 +261,24 @@ def test_a_password_of_any_length_and_script_signs_in(app: Flask, password: str)
     assert log_in(app, "Nia", f"{password}.").status_code == 401
 
 
+def test_each_of_the_commonest_passwords_is_refused(app: Flask) -> None:
+    """Of each list the first that are long enough, and the last."""
+    for words in FREQUENCY_LISTS.values():
+        long = [word for word in words if len(word) >= 10]
+        for word in long[:3] + long[-3:]:
+            assert Client(app).post("/signup", application(password=word.title())).status_code == 422, word
+
+
+def test_a_password_of_strange_signs_is_judged_quickly(app: Flask) -> None:
+    """Of all the letters that they may stand for, zxcvbn tries every choice."""
+    begun = time.process_time()
+    sign_up(app, "Nia", password="4@8({[<369&#!1/|0$5+7%2" * 50)
+    assert time.process_time() - begun < 3
+
+
 def test_every_character_counts_beyond_the_72_bytes_that_bcrypt_reads(app: Flask) -> None:
-    sign_up(app, "Nia", password="0123456789" * 8 + "a")
-    assert log_in(app, "Nia", "0123456789" * 8 + "b").status_code == 401
+    sign_up(app, "Nia", password=NEW_PASSWORD * 4 + "a")
+    assert log_in(app, "Nia", NEW_PASSWORD * 4 + "b").status_code == 401
 
 
 def test_a_password_is_the_same_however_a_keyboard_writes_its_accents(app: Flask) -> None:
