@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -14,6 +15,7 @@ from conftest import (
     PASSWORD,
     Client,
     answers_at_once,
+    held_up,
     in_database,
     make_appointment,
     make_patient,
@@ -184,6 +186,11 @@ def test_create_admin_refuses_what_sign_up_refuses(app: Flask, fields: dict[str,
     result = create_admin(app, **fields)
     assert result.exit_code == 1
     assert "Traceback" not in result.output
+    assert snapshot(app)["users"] == []
+
+
+def test_create_admin_refuses_the_email_as_password(app: Flask) -> None:
+    assert create_admin(app, password="ada@clinic.test").exit_code == 1
     assert snapshot(app)["users"] == []
 
 
@@ -362,6 +369,13 @@ def test_logins_that_all_hash_anew_at_once_all_get_in(app: Flask, make_app: Make
     assert [answer.status_code for answer in answers] == [200] * 4
 
 
+def test_a_login_that_hashes_anew_ends_the_row_of_wrong_ones(app: Flask, make_app: MakeApp) -> None:
+    sign_up(app, "Nia")
+    raised = make_app(BCRYPT_LOG_ROUNDS=5)
+    passwords = ["wrong password"] * 4 + [PASSWORD] + ["wrong password"] * 6
+    assert [log_in(raised, "Nia", one).status_code for one in passwords] == [401] * 4 + [200] + [401] * 5 + [429]
+
+
 @contextmanager
 def watched_hashing(see: Callable[[int], None]) -> Iterator[None]:
     """Calls `see` with the rounds of each bcrypt that begins meanwhile."""
@@ -449,6 +463,29 @@ def test_a_login_that_was_hashed_while_the_password_changed_is_refused(app: Flas
     assert log_in(app, "Nia", NEW_PASSWORD).status_code == 200
 
 
+@pytest.mark.parametrize("password", [PASSWORD, "wrong password"])
+def test_a_login_that_was_hashed_while_the_email_changed_is_one_of_an_unknown_email(
+    app: Flask, caplog: pytest.LogCaptureFixture, password: str
+) -> None:
+    """Or a guess would count for an email that the account has no more."""
+    sign_up(app, "Nia")
+    moved = update(User).values(email="kamau@clinic.test")
+    with watched_hashing(lambda _: in_database(app, moved)):
+        assert log_in(app, "Nia", password).status_code == 401
+    assert "failed for an unknown email" in caplog.text
+    assert "user 1" not in caplog.text
+
+
+def test_a_login_waits_for_a_deactivation_under_way(app: Flask) -> None:
+    sign_up(app, "Nia")
+    with ThreadPoolExecutor() as threads:
+        with held_up(app, update(User).values(is_active=False)):
+            answer = threads.submit(log_in, app, "Nia")
+            time.sleep(0.5)  # it has read the account, or waits to
+        assert answer.result().status_code == 403
+    assert in_database(app, select(LoginSession)) == []
+
+
 def test_of_two_changes_of_a_password_at_once_the_second_is_refused(app: Flask) -> None:
     sign_up(app, "Nia")
     nia = sign_in(app, "Nia")
@@ -494,11 +531,24 @@ def test_guesses_of_the_current_password_lock_the_account_too(app: Flask) -> Non
     assert right.status_code == 429
 
 
-def test_a_weak_new_password_is_refused_by_the_name_of_its_field(app: Flask) -> None:
+def test_a_change_of_password_ends_the_row_of_wrong_ones(app: Flask) -> None:
+    sign_up(app, "Nia")
+    nia = sign_in(app, "Nia")
+
+    def change(current: str) -> TestResponse:
+        return nia.post("/me/password", {"current_password": current, "new_password": NEW_PASSWORD})
+
+    assert [change("wrong password").status_code for _ in range(4)] == [401] * 4
+    nia.token = change(PASSWORD).json["access_token"]
+    assert [change("wrong password").status_code for _ in range(6)] == [401] * 5 + [429]
+
+
+@pytest.mark.parametrize("weak", ["password123", "nia@clinic.test", "otieno1234"])
+def test_a_weak_new_password_is_refused_by_the_name_of_its_field(app: Flask, weak: str) -> None:
     sign_up(app, "Nia")
     nia = sign_in(app, "Nia")
     before = snapshot(app)
-    response = nia.post("/me/password", {"current_password": PASSWORD, "new_password": "password123"})
+    response = nia.post("/me/password", {"current_password": PASSWORD, "new_password": weak})
     assert response.status_code == 422
     assert list(response.json["errors"]) == ["new_password"]
     assert snapshot(app) == before
@@ -599,6 +649,15 @@ def test_without_a_mail_server_the_log_says_what_to_do(app: Flask, caplog: pytes
     wait_for(lambda: "flask reset-link" in caplog.text)
 
 
+def test_a_slow_mail_server_does_not_tell_that_the_email_exists(mailing: Flask, mailbox: SMTPDouble) -> None:
+    sign_up(mailing, "Nia")
+    mailbox.awake.clear()
+    assert ask(mailing, "Nia").status_code == 200
+    assert mailbox.mails == []
+    mailbox.awake.set()
+    assert len(mailbox.wait()) == 1
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 10
     while not condition():
@@ -612,6 +671,17 @@ def test_nobodys_mailbox_is_filled(mailing: Flask, mailbox: SMTPDouble) -> None:
     for _ in range(5):
         ask(mailing, "Nia")
     ask(mailing, "Otto")
+    assert [mail.to for mail in mailbox.wait(2)] == [["nia@clinic.test"], ["otto@clinic.test"]]
+
+
+def test_no_second_link_is_mailed_within_a_minute(mailing: Flask, mailbox: SMTPDouble) -> None:
+    sign_up(mailing, "Nia")
+    sign_up(mailing, "Otto")
+    ask(mailing, "Nia")
+    mailbox.wait()
+    in_database(mailing, update(PasswordReset).values(expires_at=now() + timedelta(minutes=59, seconds=30)))
+    for name in ("Nia", "Otto"):
+        ask(mailing, name)
     assert [mail.to for mail in mailbox.wait(2)] == [["nia@clinic.test"], ["otto@clinic.test"]]
 
 
@@ -677,10 +747,11 @@ def test_the_hash_of_a_link_sets_no_password(app: Flask) -> None:
     assert reset(app, kept).status_code == 422
 
 
-def test_a_weak_password_does_not_use_the_link_up(app: Flask) -> None:
+@pytest.mark.parametrize("weak", ["password123", "nia@clinic.test", "otieno1234"])
+def test_a_weak_password_does_not_use_the_link_up(app: Flask, weak: str) -> None:
     sign_up(app, "Nia")
     token = reset_token(app, "nia")
-    assert reset(app, token, "password123").status_code == 422
+    assert reset(app, token, weak).status_code == 422
     assert reset(app, token).status_code == 200
 
 
@@ -829,6 +900,18 @@ def test_purge_forgets_what_has_had_no_effect_for_long(app: Flask) -> None:
     assert in_database(app, select(LoginSession.user_id)) == [(otto.user["id"],)]
     assert in_database(app, select(PasswordReset.user_id)) == []
     assert otto.get("/me").status_code == 200
+
+
+def test_purge_forgets_logins_a_month_after_their_end(app: Flask) -> None:
+    sign_up(app, "Nia")
+    for column in ("expires_at", "ended_at"):
+        for days in (31, 29):
+            sign_in(app, "Nia")
+            newest = LoginSession.id == select(func.max(LoginSession.id)).scalar_subquery()
+            in_database(app, update(LoginSession).where(newest).values({column: now() - timedelta(days)}))
+    sign_in(app, "Nia")
+    assert app.test_cli_runner().invoke(args=["purge"]).exit_code == 0
+    assert in_database(app, select(LoginSession.id).order_by(LoginSession.id)) == [(2,), (4,), (5,)]
 
 
 def test_one_signs_in_by_an_address_as_it_was_typed_at_sign_up(app: Flask) -> None:

@@ -335,6 +335,26 @@ def test_signing_in_does_not_clear_what_others_guessed(app: Flask) -> None:
     assert guess(app, at=ATTACKERS[-1]) == [429]
 
 
+def test_signing_in_takes_back_ones_own_slips_and_no_other_guesses(app: Flask) -> None:
+    log_in(app)
+    guess_from_everywhere(app, 28)
+    guess(app)
+    assert log_in(app).status_code == 200
+    assert guess(app, at=CLINIC) + guess(app, at=ATTACKERS[-1]) == [401, 401]
+    assert guess(app, at=ATTACKERS[-2]) == [429]
+
+
+def test_slips_are_never_taken_back_twice(app: Flask, nia: dict[str, Any]) -> None:
+    """Of the old and the new email's counts the larger stays, so those of two addresses are more than that of all."""
+    token = log_in(app).json["access_token"]
+    guess(app, 4, at=CLINIC)
+    guess(app, 3, at=HOME, name="kamau")
+    change_email(app, token, nia, "kamau")
+    for address in (CLINIC, HOME):
+        assert log_in(app, name="kamau", at=address).status_code == 200
+    assert guess_from_everywhere(app, 31, name="kamau") == [401] * 30 + [429]
+
+
 def test_counts_that_are_over_make_room_so_that_guesses_cannot_fill_the_table(app: Flask) -> None:
     for name in ("one", "two", "three"):
         guess(app, name=name)
