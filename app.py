@@ -98,11 +98,8 @@ def refresh() -> TokensOut:
 @contract()
 def logout(query: LogoutQuery) -> Message:
     """End this login, or all of one's logins."""
-    if query.everywhere:
-        find(User, caller().id).end_logins()
-        return Message(msg="You are signed out everywhere.")
-    auth.end_session(caller().session_id)
-    return Message(msg="You are signed out.")
+    auth.end_sessions(None if query.everywhere else caller().session_id)
+    return Message(msg=f"You are signed out{' everywhere' * query.everywhere}.")
 
 
 @api.get("/me")
@@ -136,7 +133,8 @@ def list_my_sessions() -> list[SessionOut]:
 @contract()
 def end_my_session(session_id: int) -> Message:
     """End one of one's own logins."""
-    auth.end_session(session_id)
+    if not auth.end_sessions(session_id):
+        raise errors.NotFound(f"You have no login {session_id}.")
     return Message(msg="That login has ended.")
 
 

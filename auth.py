@@ -10,9 +10,10 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from functools import cache, lru_cache, wraps
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 import jwt
@@ -27,6 +28,7 @@ from sqlalchemy import (
     CursorResult,
     Delete,
     Table,
+    Update,
     bindparam,
     delete,
     exists,
@@ -205,24 +207,30 @@ def create(kind: type[Kind], fields: dict[str, Any]) -> Kind:
 # --- Passwords ---
 
 
-@lru_cache(maxsize=1)
-def _well_known() -> frozenset[str]:
-    from zxcvbn.frequency_lists import FREQUENCY_LISTS  # a large module, needed when a password is chosen
-
-    return frozenset(
-        word.lower() for words in FREQUENCY_LISTS.values() for word in words if len(word) >= PASSWORD_LENGTH
-    )
+FEWEST_GUESSES = 10**6  # after which a password may be found; of those that people choose most, all are found sooner
+JUDGED = 30  # characters: of strange signs, a hundred would take seconds
+_estimate = Lock()
 
 
-def hash_password(password: str, email: str, field: str = "password") -> str:
+def _guesses(password: str, user_inputs: list[str]) -> int:
+    """How many guesses find what the password begins with, as zxcvbn estimates; the whole takes no fewer."""
+    from zxcvbn import zxcvbn  # a large module, needed when a password is chosen
+
+    with _estimate:  # it keeps the `user_inputs` where every thread reads them
+        return int(zxcvbn(password[:JUDGED], user_inputs)["guesses"])
+
+
+def hash_password(password: str, email: str, *names: str, field: str = "password") -> str:
     """The bcrypt hash of a new password. Raises `Invalid` for a well-known one (NIST SP 800-63B section 5.1.1.2).
 
-    `field` is what the client calls it.
+    `names` are its owner's, which anybody would try; `field` is what the client calls it.
     """
-    plain = _as_typed_anywhere(password).lower().strip()
-    if len(_as_typed_anywhere(password)) < PASSWORD_LENGTH:  # as it will be checked, an é is one character
+    db.session.rollback()  # an estimate, too, takes its time
+    plain = _as_typed_anywhere(password).strip()  # as it will be checked: an é is one character
+    if len(plain) < PASSWORD_LENGTH:
         raise errors.Invalid({field: [f"A password has at least {PASSWORD_LENGTH} characters."]})
-    if plain in (email, email.partition("@")[0]) or plain in _well_known() or len(set(plain)) < 3:
+    plain, mailbox = plain.lower(), email.partition("@")[0]
+    if plain in (email, mailbox) or len(set(plain)) < 3 or _guesses(plain, [email, mailbox, *names]) < FEWEST_GUESSES:
         raise errors.Invalid({field: ["This password is among the first that anybody would try. Choose another."]})
     return _hash(password)
 
@@ -336,6 +344,7 @@ _known = (  # one row, of an unknown email too: whether something is locked, and
     .select_from(select(literal(1).label("one")).subquery())
     .outerjoin(User, User.email == bindparam("email"))
 )
+_whose = select(User.id).where(User.email == bindparam("email"))
 _signing_in = User.live().where(User.id == bindparam("id")).with_for_update(key_share=True)
 
 
@@ -421,7 +430,7 @@ def _forget_tries(email: str) -> None:
     db.session.execute(delete(SignInTries).where(mine))
 
 
-def _rows_of(statement: Delete) -> int:
+def _rows_of(statement: Delete | Update) -> int:
     swept: CursorResult[Any] = db.session.execute(  # type: ignore[assignment]
         statement, execution_options={"synchronize_session": False}
     )
@@ -556,14 +565,22 @@ def _prove(email: str, password: str) -> tuple[int, str] | None:
     mine = {"email": email, "address": address, "now": now()}
     [(is_locked, user_id, known_hash, archived_at)] = reading.read(_known, mine)
     reading.stop()
-    if is_locked:
-        with database.reader() as connection:
-            _refuse_while_locked(connection, email, address, connection.execute(_locks, mine))
-    right = _is_right(password, None if archived_at else known_hash)
-    _judge(email, address, right)
+    whose = f"user {user_id}" if user_id else "an unknown email"
+    try:
+        if is_locked:
+            with database.reader() as connection:
+                _refuse_while_locked(connection, email, address, connection.execute(_locks, mine))
+        right = _is_right(password, None if archived_at else known_hash)
+        _judge(email, address, right)
+    except errors.TooManyRequests:
+        log.warning("sign-in from %s refused for %s: locked", address, whose)
+        raise
     if right and user_id and known_hash:
         return user_id, known_hash
-    log.warning("sign-in from %s failed for %s", address, f"user {user_id}" if user_id else "an unknown email")
+    if db.session.scalar(_whose, {"email": email}) != user_id:  # its counts are another email's by now
+        db.session.rollback()
+        return _prove(email, password)
+    log.warning("sign-in from %s failed for %s", address, whose)
     audit.note_sign_in("sign-in failed", user_id, {"email": email, "address": address})
     db.session.commit()
     return None
@@ -581,7 +598,7 @@ def sign_in(email: str, password: str) -> TokensOut:
         db.session.commit()
         rehashed = _hash(password)
     user = db.session.scalar(_signing_in, {"id": user_id})
-    if user is None or user.password != known_hash:  # changed, or rehashed by another login, since it was looked at
+    if user is None or (user.password, user.email) != (known_hash, email):  # changed since it was looked at
         return sign_in(email, password)
     if not user.is_active:
         audit.note_sign_in("sign-in refused", user.id, {"email": email, "address": client_address()})
@@ -608,29 +625,29 @@ def refresh_session() -> TokensOut:
     user = db.session.scalar(User.live().where(User.id == session.user_id, User.is_active)) if session else None
     if session is None or user is None or str(user.id) != claims.sub or not 0 < claims.gen <= session.generation:
         raise errors.Unauthorized(_ENDED)
-    age = session.generation - claims.gen
-    if age == 0:
+    moment, earliest = now(), (now() - GRACE).timestamp()
+    first_uses = {gen: used for gen, used in (session.first_uses or {}).items() if used >= earliest}
+    if claims.gen == session.generation:
+        session.first_uses = {**first_uses, str(claims.gen): moment.timestamp()}
         session.generation += 1
-        session.last_used_at = now()
-        session.expires_at = now() + _refresh_lifetime()
+        session.last_used_at = moment
+        session.expires_at = moment + _refresh_lifetime()
         session.address = client_address()
-        return _tokens(user, session.id, session.generation)
-    # The generation before this one was first used then; an older one, for all that is known, as soon as it was issued.
-    first_used = session.last_used_at if age == 1 else datetime.fromtimestamp(claims.iat, UTC)
-    if now() - first_used > GRACE:
-        session.ended_at = now()
+    elif str(claims.gen) not in first_uses:
+        session.ended_at = moment
         db.session.commit()
         log.warning("refresh token of login session %d was used again: session ended", session.id)
         raise errors.Unauthorized("This refresh token was used before. The login has ended; please sign in again.")
     return _tokens(user, session.id, session.generation)
 
 
-def end_session(session_id: int) -> None:
-    """Ends one of the caller's own logins. Raises `NotFound`."""
-    session = db.session.scalar(LoginSession.open(caller().id).where(LoginSession.id == session_id))
-    if session is None:
-        raise errors.NotFound(f"You have no login {session_id}.")
-    session.ended_at = now()
+def end_sessions(only: int | None = None) -> int:
+    """Ends the caller's own logins, or this one alone. Returns how many were still open."""
+    moment = now()
+    mine = [LoginSession.user_id == caller().id, LoginSession.ended_at.is_(None), LoginSession.expires_at > moment]
+    if only is not None:
+        mine.append(LoginSession.id == only)
+    return _rows_of(update(LoginSession).where(*mine).values(ended_at=moment))
 
 
 # --- Accounts ---
@@ -654,20 +671,21 @@ def register(account: UserIn) -> User:
         if setting["SIGNUP"] == "closed":
             raise errors.Forbidden("Sign-up is closed. Please ask an administrator for an account.")
     user = User(**account.model_dump(exclude={"password"}), is_active=by_admin or first or setting["SIGNUP"] == "open")
-    user.password = hash_password(account.password, account.email)
+    user.password = hash_password(account.password, account.email, account.first_name, account.last_name)
     return models.save(user)
 
 
 def change_own_password(current: str, new: str) -> TokensOut:
     """Ends all of the caller's logins and opens a new one. Raises `Unauthorized` if `current` is wrong."""
-    email = models.find(User, caller().id).email
+    user = models.find(User, caller().id)
+    email, names = user.email, (user.first_name, user.last_name)
     proved = _prove(email, current)
     if proved is None:
         raise errors.Unauthorized("The current password is wrong.")
     db.session.commit()
-    new_hash = hash_password(new, email, "new_password")
+    new_hash = hash_password(new, email, *names, field="new_password")
     user = models.find_for_update(User, caller().id)
-    if (user.id, user.password) != proved or not user.is_active:
+    if (user.id, user.password) != proved or user.email != email or not user.is_active:
         raise errors.Conflict("Your account was changed just now. Please sign in again.")
     user.change({"password": new_hash})
     return open_session(user)
@@ -716,7 +734,7 @@ def reset_password(token: str, password: str) -> None:
     if user is None:
         raise refusal
     user_id, email = user.id, user.email
-    new_hash = hash_password(password, email)
+    new_hash = hash_password(password, email, user.first_name, user.last_name)
     _forget_tries(email)  # before the user is locked: a login, too, locks first the tries and then the user
     user = models.find_for_update(User, user_id)
     if not _rows_of(delete(PasswordReset).where(*good)):

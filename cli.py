@@ -39,7 +39,7 @@ def create_admin(email: str, first_name: str, last_name: str, password: str) -> 
             first_name=first_name, last_name=last_name, email=email, password=password, role=str(Role.ADMIN)
         )
         user = User(**account.model_dump(exclude={"password"}), is_active=True)
-        user.password = auth.hash_password(account.password, account.email)
+        user.password = auth.hash_password(account.password, account.email, account.first_name, account.last_name)
         save(user)
         db.session.commit()
     except ValidationError as error:

@@ -80,7 +80,13 @@ class Settings(BaseModel):
         "https://api.cloudinary.com", description="Cloudinary's API host; others for its other regions"
     )
     IMAGE_LINK_TTL: int = Field(3600, ge=60, description="seconds that a link to a local image is good for")
-    BCRYPT_LOG_ROUNDS: int = Field(12, ge=4, le=20, description="the cost of bcrypt: each step doubles the time")
+    BCRYPT_LOG_ROUNDS: int = Field(
+        12,
+        ge=4,
+        le=20,
+        description="the cost of bcrypt: each step doubles the time; never lower it while there are accounts: "
+        "their logins would take longer than those of unknown emails, and so tell of them",
+    )
     SIGNUP: Literal["open", "approval", "closed", ""] = Field(
         "",
         description="who may sign up as a doctor: `open` at once (default in development), `approval` once an "

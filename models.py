@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Self, TypeVar, cast
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     CheckConstraint,
     Connection,
@@ -24,11 +25,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    case,
     delete,
     event,
     exists,
     func,
     insert,
+    literal,
     select,
     text,
     update,
@@ -204,6 +207,8 @@ class User(Record):
             self.end_logins()
         if "password" in changes or not self.is_active or self.email != mailbox:
             self._void_reset_links()
+        if self.email != mailbox:
+            self._take_tries_along(mailbox)
 
     def end_logins(self) -> None:
         db.session.execute(
@@ -214,6 +219,22 @@ class User(Record):
 
     def _void_reset_links(self) -> None:
         db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
+
+    def _take_tries_along(self, mailbox: str) -> None:
+        """The wrong passwords are counted by email: a new one shall not begin at none."""
+        theirs = SignInTries.email == mailbox
+        db.session.execute(select(SignInTries.address).where(theirs).order_by(SignInTries.address).with_for_update())
+        counts = SignInTries.failures, SignInTries.last_try_at, SignInTries.locked_until
+        moved = upsert(SignInTries).from_select(
+            ["email", "address", *(count.key for count in counts)],
+            select(literal(self.email), SignInTries.address, *counts).where(theirs),
+        )
+        larger = {}
+        for count in counts:
+            theirs_is_larger = count.is_(None) | (moved.excluded[count.key] > count)
+            larger[count.key] = case((theirs_is_larger, moved.excluded[count.key]), else_=count)
+        db.session.execute(moved.on_conflict_do_update(index_elements=["email", "address"], set_=larger))
+        db.session.execute(delete(SignInTries).where(theirs))
 
     def _leave_an_administrator(self) -> None:
         """The others' rows stay locked until the commit: of two who step down at once, one is refused."""
@@ -664,6 +685,7 @@ class LoginSession(Base):
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     generation: Mapped[int] = mapped_column(default=1)  # of the refresh token that is good now
+    first_uses: Mapped[dict[str, float] | None] = mapped_column(JSON)  # of the generations just before: seconds of 1970
     device: Mapped[str] = mapped_column(String(200))  # the User-Agent header
     address: Mapped[str] = mapped_column(String(45))  # of the last login or refresh
     signed_in_from: Mapped[str] = mapped_column(String(45))

@@ -144,7 +144,9 @@ def _not_to_come(day: date) -> date:
 def _email(text: str) -> str:
     """An address as RFC 5322 has it, in lower case. Nothing is sent or looked up."""
     try:
-        return email_validator.validate_email(text, check_deliverability=False).normalized.lower()
+        for _ in range(2):  # in lower case it may be longer, or none any more, and it is to be sent back
+            text = email_validator.validate_email(text, check_deliverability=False).normalized.lower()
+        return text
     except email_validator.EmailNotValidError:
         raise ValueError("must be an email address, such as amina@clinic.example") from None
 

@@ -254,6 +254,14 @@ def in_database(app: Flask, *statements: Executable) -> list[Any]:
     return rows
 
 
+@contextmanager
+def held_up(app: Flask, statement: Executable) -> Iterator[None]:
+    """Whoever wants to write what this statement writes waits until the end of the block, and then sees it."""
+    with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as connection:
+        connection.execute(statement)
+        yield
+
+
 def answers_at_once(*calls: Callable[[], TestResponse]) -> list[TestResponse]:
     """The answers to requests sent at the same moment, each from a thread of its own."""
     ready = Barrier(len(calls))

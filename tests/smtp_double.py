@@ -26,6 +26,7 @@ class _Conversation(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         sender, to = "", list[str]()
+        self.server.awake.wait(10)
         self._say("220 double ready")
         while line := self.rfile.readline():
             command, _, rest = line.decode().strip().partition(" ")
@@ -75,6 +76,8 @@ class SMTPDouble(socketserver.ThreadingTCPServer):
         self.port: int = self.server_address[1]
         self.mails: list[Mail] = []
         self.credentials: list[str] = []
+        self.awake = threading.Event()  # until this is set, it takes its time to greet
+        self.awake.set()
         self._arrived = threading.Condition()
 
     def __enter__(self) -> Self:

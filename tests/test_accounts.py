@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -14,6 +15,7 @@ from conftest import (
     PASSWORD,
     Client,
     answers_at_once,
+    held_up,
     in_database,
     make_appointment,
     make_patient,
@@ -25,6 +27,7 @@ from flask import Flask
 from smtp_double import SMTPDouble
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
+from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from models import LoginSession, PasswordReset, User, now
 
@@ -186,6 +189,11 @@ def test_create_admin_refuses_what_sign_up_refuses(app: Flask, fields: dict[str,
     assert snapshot(app)["users"] == []
 
 
+def test_create_admin_refuses_the_email_as_password(app: Flask) -> None:
+    assert create_admin(app, password="ada@clinic.test").exit_code == 1
+    assert snapshot(app)["users"] == []
+
+
 def test_create_admin_refuses_an_email_that_is_taken(app: Flask) -> None:
     sign_up(app, "Ada")
     before = snapshot(app)
@@ -221,6 +229,7 @@ def test_reset_link_says_that_there_is_no_such_user(app: Flask) -> None:
         "QwertyUiop",
         "1234567890",
         "aaaaaaaaaaaaaaa",
+        "0110100110",
         "          ",
         "nia.kamau@clinic.test",
         "NIA.KAMAU@clinic.test",
@@ -228,6 +237,18 @@ def test_reset_link_says_that_there_is_no_such_user(app: Flask) -> None:
         "password１２３",  # what keyboards write in several ways is one
         "ｎｉａ.kamau@clinic.test",
         "e\u0301a\u0301i\u0301o\u0301u\u0301",  # five letters and their accents
+        "  ward 7b  ",
+        "0123456789",
+        "  1234567890  ",
+        "123123123123",
+        "passwordpassword",
+        "password123!",
+        "p@ssw0rd123",
+        "letmein1234",
+        "asdfasdfasdf",
+        "asdf" * 250_000,
+        "Kamau12345",  # the owner's name
+        "nia.kamau1",
     ],
 )
 def test_a_password_that_anybody_would_try_is_refused(app: Flask, password: str) -> None:
@@ -240,7 +261,7 @@ def test_a_password_that_anybody_would_try_is_refused(app: Flask, password: str)
 
 
 @pytest.mark.parametrize(
-    "password", ["ten chars!", "пароль врача", "🩺💊🏥🚑🩹🧪🔬🧬🦠💉", "  kept as it is  ", "x1y2" * 250_000]
+    "password", ["ten chars!", "пароль врача", "🩺💊🏥🚑🩹🧪🔬🧬🦠💉", "  kept as it is  ", "a sentence, " * 80_000]
 )
 def test_a_password_of_any_length_and_script_signs_in(app: Flask, password: str) -> None:
     sign_up(app, "Nia", password=password)
@@ -248,9 +269,36 @@ def test_a_password_of_any_length_and_script_signs_in(app: Flask, password: str)
     assert log_in(app, "Nia", f"{password}.").status_code == 401
 
 
+def test_each_of_the_commonest_passwords_is_refused(app: Flask) -> None:
+    """Of each list the first that are long enough, and the last."""
+    for words in FREQUENCY_LISTS.values():
+        long = [word for word in words if len(word) >= 10]
+        for word in long[:3] + long[-3:]:
+            assert Client(app).post("/signup", application(password=word.title())).status_code == 422, word
+
+
+def test_a_password_of_strange_signs_is_judged_quickly(app: Flask) -> None:
+    """Of all the letters that they may stand for, zxcvbn tries every choice."""
+    begun = time.process_time()
+    sign_up(app, "Nia", password="4@8({[<369&#!1/|0$5+7%2" * 50)
+    assert time.process_time() - begun < 2
+
+
+def test_names_are_those_of_ones_own_sign_up_however_many_sign_up_at_once(app: Flask) -> None:
+    names = ["Akinyi", "Wanjiru", "Chebet", "Mutiso", "Nyambura", "Kiprono", "Atieno", "Barasa"] * 4
+    mine = [{"email": f"{n}@clinic.test", "first_name": n, "password": f"{n.lower()}1234"} for n in names]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        calls = [lambda one=one: Client(app).post("/signup", application(**one)) for one in mine]
+        assert {answer.status_code for answer in answers_at_once(*calls)} == {422}
+    finally:
+        sys.setswitchinterval(usual)
+
+
 def test_every_character_counts_beyond_the_72_bytes_that_bcrypt_reads(app: Flask) -> None:
-    sign_up(app, "Nia", password="0123456789" * 8 + "a")
-    assert log_in(app, "Nia", "0123456789" * 8 + "b").status_code == 401
+    sign_up(app, "Nia", password=NEW_PASSWORD * 4 + "a")
+    assert log_in(app, "Nia", NEW_PASSWORD * 4 + "b").status_code == 401
 
 
 def test_a_password_is_the_same_however_a_keyboard_writes_its_accents(app: Flask) -> None:
@@ -285,6 +333,13 @@ def test_an_email_signs_in_whatever_its_case_and_the_blanks_around_it(app: Flask
 def test_an_email_signs_in_however_a_keyboard_writes_its_accents(app: Flask) -> None:
     Client(app).post("/signup", application(email="zoé@clinic.test"))
     assert Client(app).post("/login", {"email": "zoe\u0301@clinic.test", "password": PASSWORD}).status_code == 200
+
+
+def test_an_email_that_in_lower_case_is_none_is_refused(app: Flask) -> None:
+    """It would be refused when it is sent back: in lower case an İ is two signs."""
+    response = Client(app).post("/signup", application(email="İ" * 60 + "@" + "a" * 60 + "." + "b" * 58 + ".ex"))
+    assert response.status_code == 422
+    assert list(response.json["errors"]) == ["email"]
 
 
 def test_an_email_longer_in_lower_case_than_any_account_is_just_wrong(app: Flask) -> None:
@@ -325,6 +380,13 @@ def test_logins_that_all_hash_anew_at_once_all_get_in(app: Flask, make_app: Make
     raised = make_app(BCRYPT_LOG_ROUNDS=8)
     answers = answers_at_once(*[lambda: log_in(raised, "Nia")] * 4)
     assert [answer.status_code for answer in answers] == [200] * 4
+
+
+def test_a_login_that_hashes_anew_ends_the_row_of_wrong_ones(app: Flask, make_app: MakeApp) -> None:
+    sign_up(app, "Nia")
+    raised = make_app(BCRYPT_LOG_ROUNDS=5)
+    passwords = ["wrong password"] * 4 + [PASSWORD] + ["wrong password"] * 6
+    assert [log_in(raised, "Nia", one).status_code for one in passwords] == [401] * 4 + [200] + [401] * 5 + [429]
 
 
 @contextmanager
@@ -414,6 +476,29 @@ def test_a_login_that_was_hashed_while_the_password_changed_is_refused(app: Flas
     assert log_in(app, "Nia", NEW_PASSWORD).status_code == 200
 
 
+@pytest.mark.parametrize("password", [PASSWORD, "wrong password"])
+def test_a_login_that_was_hashed_while_the_email_changed_is_one_of_an_unknown_email(
+    app: Flask, caplog: pytest.LogCaptureFixture, password: str
+) -> None:
+    """Or a guess would count for an email that the account has no more."""
+    sign_up(app, "Nia")
+    moved = update(User).values(email="kamau@clinic.test")
+    with watched_hashing(lambda _: in_database(app, moved)):
+        assert log_in(app, "Nia", password).status_code == 401
+    assert "failed for an unknown email" in caplog.text
+    assert "user 1" not in caplog.text
+
+
+def test_a_login_waits_for_a_deactivation_under_way(app: Flask) -> None:
+    sign_up(app, "Nia")
+    with ThreadPoolExecutor() as threads:
+        with held_up(app, update(User).values(is_active=False)):
+            answer = threads.submit(log_in, app, "Nia")
+            time.sleep(0.5)  # it has read the account, or waits to
+        assert answer.result().status_code == 403
+    assert in_database(app, select(LoginSession)) == []
+
+
 def test_of_two_changes_of_a_password_at_once_the_second_is_refused(app: Flask) -> None:
     sign_up(app, "Nia")
     nia = sign_in(app, "Nia")
@@ -459,11 +544,24 @@ def test_guesses_of_the_current_password_lock_the_account_too(app: Flask) -> Non
     assert right.status_code == 429
 
 
-def test_a_weak_new_password_is_refused_by_the_name_of_its_field(app: Flask) -> None:
+def test_a_change_of_password_ends_the_row_of_wrong_ones(app: Flask) -> None:
+    sign_up(app, "Nia")
+    nia = sign_in(app, "Nia")
+
+    def change(current: str) -> TestResponse:
+        return nia.post("/me/password", {"current_password": current, "new_password": NEW_PASSWORD})
+
+    assert [change("wrong password").status_code for _ in range(4)] == [401] * 4
+    nia.token = change(PASSWORD).json["access_token"]
+    assert [change("wrong password").status_code for _ in range(6)] == [401] * 5 + [429]
+
+
+@pytest.mark.parametrize("weak", ["password123", "nia@clinic.test", "otieno1234"])
+def test_a_weak_new_password_is_refused_by_the_name_of_its_field(app: Flask, weak: str) -> None:
     sign_up(app, "Nia")
     nia = sign_in(app, "Nia")
     before = snapshot(app)
-    response = nia.post("/me/password", {"current_password": PASSWORD, "new_password": "password123"})
+    response = nia.post("/me/password", {"current_password": PASSWORD, "new_password": weak})
     assert response.status_code == 422
     assert list(response.json["errors"]) == ["new_password"]
     assert snapshot(app) == before
@@ -564,6 +662,15 @@ def test_without_a_mail_server_the_log_says_what_to_do(app: Flask, caplog: pytes
     wait_for(lambda: "flask reset-link" in caplog.text)
 
 
+def test_a_slow_mail_server_does_not_tell_that_the_email_exists(mailing: Flask, mailbox: SMTPDouble) -> None:
+    sign_up(mailing, "Nia")
+    mailbox.awake.clear()
+    assert ask(mailing, "Nia").status_code == 200
+    assert mailbox.mails == []
+    mailbox.awake.set()
+    assert len(mailbox.wait()) == 1
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 10
     while not condition():
@@ -577,6 +684,17 @@ def test_nobodys_mailbox_is_filled(mailing: Flask, mailbox: SMTPDouble) -> None:
     for _ in range(5):
         ask(mailing, "Nia")
     ask(mailing, "Otto")
+    assert [mail.to for mail in mailbox.wait(2)] == [["nia@clinic.test"], ["otto@clinic.test"]]
+
+
+def test_no_second_link_is_mailed_within_a_minute(mailing: Flask, mailbox: SMTPDouble) -> None:
+    sign_up(mailing, "Nia")
+    sign_up(mailing, "Otto")
+    ask(mailing, "Nia")
+    mailbox.wait()
+    in_database(mailing, update(PasswordReset).values(expires_at=now() + timedelta(minutes=59, seconds=30)))
+    for name in ("Nia", "Otto"):
+        ask(mailing, name)
     assert [mail.to for mail in mailbox.wait(2)] == [["nia@clinic.test"], ["otto@clinic.test"]]
 
 
@@ -642,10 +760,11 @@ def test_the_hash_of_a_link_sets_no_password(app: Flask) -> None:
     assert reset(app, kept).status_code == 422
 
 
-def test_a_weak_password_does_not_use_the_link_up(app: Flask) -> None:
+@pytest.mark.parametrize("weak", ["password123", "nia@clinic.test", "otieno1234"])
+def test_a_weak_password_does_not_use_the_link_up(app: Flask, weak: str) -> None:
     sign_up(app, "Nia")
     token = reset_token(app, "nia")
-    assert reset(app, token, "password123").status_code == 422
+    assert reset(app, token, weak).status_code == 422
     assert reset(app, token).status_code == 200
 
 
@@ -794,6 +913,18 @@ def test_purge_forgets_what_has_had_no_effect_for_long(app: Flask) -> None:
     assert in_database(app, select(LoginSession.user_id)) == [(otto.user["id"],)]
     assert in_database(app, select(PasswordReset.user_id)) == []
     assert otto.get("/me").status_code == 200
+
+
+def test_purge_forgets_logins_a_month_after_their_end(app: Flask) -> None:
+    sign_up(app, "Nia")
+    for column in ("expires_at", "ended_at"):
+        for days in (31, 29):
+            sign_in(app, "Nia")
+            newest = LoginSession.id == select(func.max(LoginSession.id)).scalar_subquery()
+            in_database(app, update(LoginSession).where(newest).values({column: now() - timedelta(days)}))
+    sign_in(app, "Nia")
+    assert app.test_cli_runner().invoke(args=["purge"]).exit_code == 0
+    assert in_database(app, select(LoginSession.id).order_by(LoginSession.id)) == [(2,), (4,), (5,)]
 
 
 def test_one_signs_in_by_an_address_as_it_was_typed_at_sign_up(app: Flask) -> None:

@@ -98,6 +98,54 @@ def test_guesses_while_locked_do_not_prolong_the_lock(app: Flask) -> None:
     assert int(log_in(app).headers["Retry-After"]) <= 30
 
 
+def change_email(app: Flask, token: str, nia: dict[str, Any], name: str) -> None:
+    response = Client(app, token).patch(f"/user/{nia['id']}", {"email": f"{name}@clinic.test"})
+    assert response.status_code == 200, response.json
+
+
+def test_a_new_email_does_not_open_a_locked_account(app: Flask, nia: dict[str, Any]) -> None:
+    token = log_in(app).json["access_token"]
+    guess(app, 5)
+    change_email(app, token, nia, "kamau")
+    assert minutes_locked(log_in(app, name="kamau")) == 1
+
+
+def test_a_new_email_does_not_begin_the_row_anew(app: Flask, nia: dict[str, Any]) -> None:
+    token = log_in(app).json["access_token"]
+    guess(app, 4)
+    change_email(app, token, nia, "kamau")
+    assert guess(app, 2, name="kamau") == [401, 429]
+
+
+def test_guesses_of_the_current_password_are_five_whatever_the_email(app: Flask, nia: dict[str, Any]) -> None:
+    me = Client(app, log_in(app).json["access_token"])
+    wrong = {"current_password": "wrong password", "new_password": "a lantern over the ward"}
+    answers = []
+    for name in ("kamau", "otieno", "nia"):
+        answers += [me.post("/me/password", wrong).status_code for _ in range(2)]
+        change_email(app, me.token or "", nia, name)
+    assert [*answers, me.post("/me/password", wrong).status_code] == [401] * 5 + [429] * 2
+
+
+@pytest.mark.parametrize("worse", ["old", "new"])
+def test_of_the_counts_of_the_old_and_the_new_email_the_worse_ones_stay(
+    app: Flask, nia: dict[str, Any], worse: str
+) -> None:
+    token = log_in(app).json["access_token"]
+    guess(app, 5 if worse == "old" else 3)
+    guess(app, 3 if worse == "old" else 5, name="kamau")
+    before = [in_database(app, select(column)) for column in (SignInTries.locked_until, SignInTries.last_try_at)]
+    change_email(app, token, nia, "kamau")
+    kept = in_database(app, select(SignInTries).order_by(SignInTries.address))
+    assert [(row.email, row.address, row.failures) for row in kept] == [
+        ("kamau@clinic.test", "", 5),
+        ("kamau@clinic.test", HOME, 5),
+    ]
+    assert {row.locked_until for row in kept} == {None, *(time for (time,) in before[0] if time)}
+    assert [row.last_try_at for row in kept] == [max(time for (time,) in before[1])] * 2
+    assert log_in(app, name="kamau").status_code == 429
+
+
 def test_a_right_password_ends_the_row(app: Flask) -> None:
     assert guess(app, 4) == [401] * 4
     assert log_in(app).status_code == 200
@@ -189,6 +237,21 @@ def test_the_log_tells_of_a_failed_sign_in_without_what_was_typed(app: Flask, ca
     assert "sky" not in caplog.text
 
 
+def test_the_log_tells_of_each_try_that_is_refused_and_the_history_does_not(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    guess(app, 5)
+    guess(app, 5, name="nobody")
+    caplog.clear()
+    log_in(app)
+    log_in(app, name="nobody")
+    assert [record.getMessage() for record in caplog.records if record.name == "hosi.auth"] == [
+        f"sign-in from {HOME} refused for user 1: locked",
+        f"sign-in from {HOME} refused for an unknown email: locked",
+    ]
+    assert len(in_database(app, select(AuditEntry).where(AuditEntry.kind == "sign-in"))) == 10
+
+
 @pytest.mark.parametrize("password", [PASSWORD, "My-P@ssw0rd-2024!", "p@ss word", "@"])
 def test_a_password_typed_as_the_email_is_kept_nowhere(app: Flask, password: str) -> None:
     response = Client(app).post("/login", {"email": password, "password": PASSWORD})
@@ -270,6 +333,26 @@ def test_signing_in_does_not_clear_what_others_guessed(app: Flask) -> None:
     assert log_in(app).status_code == 200
     assert guess(app, at=CLINIC) == [401]
     assert guess(app, at=ATTACKERS[-1]) == [429]
+
+
+def test_signing_in_takes_back_ones_own_slips_and_no_other_guesses(app: Flask) -> None:
+    log_in(app)
+    guess_from_everywhere(app, 28)
+    guess(app)
+    assert log_in(app).status_code == 200
+    assert guess(app, at=CLINIC) + guess(app, at=ATTACKERS[-1]) == [401, 401]
+    assert guess(app, at=ATTACKERS[-2]) == [429]
+
+
+def test_slips_are_never_taken_back_twice(app: Flask, nia: dict[str, Any]) -> None:
+    """Of the old and the new email's counts the larger stays, so those of two addresses are more than that of all."""
+    token = log_in(app).json["access_token"]
+    guess(app, 4, at=CLINIC)
+    guess(app, 3, at=HOME, name="kamau")
+    change_email(app, token, nia, "kamau")
+    for address in (CLINIC, HOME):
+        assert log_in(app, name="kamau", at=address).status_code == 200
+    assert guess_from_everywhere(app, 31, name="kamau") == [401] * 30 + [429]
 
 
 def test_counts_that_are_over_make_room_so_that_guesses_cannot_fill_the_table(app: Flask) -> None:

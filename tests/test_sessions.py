@@ -5,12 +5,23 @@ import hmac
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import jwt
 import pytest
-from conftest import PASSWORD, Client, answers_at_once, counted_statements, in_database, sign_in, sign_up, snapshot
+from conftest import (
+    PASSWORD,
+    Client,
+    answers_at_once,
+    counted_statements,
+    held_up,
+    in_database,
+    sign_in,
+    sign_up,
+    snapshot,
+)
 from flask import Flask
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
@@ -44,8 +55,13 @@ def is_in(app: Flask, pair: dict[str, Any]) -> bool:
 
 
 def seconds_pass(app: Flask, seconds: int) -> None:
-    """As if the last login or refresh were so long ago."""
-    in_database(app, update(LoginSession).values(last_used_at=now() - timedelta(seconds=seconds)))
+    """As if every login and refresh were so much longer ago."""
+    moves = []
+    for row in in_database(app, select(LoginSession)):
+        moved: dict[str, Any] = {"last_used_at": row.last_used_at - timedelta(seconds=seconds)}
+        moved["first_uses"] = {gen: used - seconds for gen, used in (row.first_uses or {}).items()}
+        moves.append(update(LoginSession).where(LoginSession.id == row.id).values(moved))
+    in_database(app, *moves)
 
 
 def claims_of(token: str) -> dict[str, Any]:
@@ -133,7 +149,7 @@ def test_using_a_refresh_token_again_and_again_does_not_stretch_the_ten_seconds(
     refreshed(app, nia)
     seconds_pass(app, 9)
     refreshed(app, nia)
-    seconds_pass(app, 11)
+    seconds_pass(app, 2)
     assert refresh(app, nia).status_code == 401
 
 
@@ -144,11 +160,40 @@ def test_a_refresh_token_just_issued_may_be_two_generations_late(app: Flask, nia
     assert claims_of(again["refresh_token"])["gen"] == claims_of(newest["refresh_token"])["gen"]
 
 
-def test_an_old_refresh_token_two_generations_late_ends_the_login(app: Flask, nia: dict[str, Any]) -> None:
+def test_a_refresh_token_issued_long_ago_may_be_two_generations_late(app: Flask, nia: dict[str, Any]) -> None:
+    """The ten seconds begin with its first use."""
     claims = claims_of(nia["refresh_token"])
     old = forged(app, {**claims, "iat": claims["iat"] - 60})
     newest = refreshed(app, refreshed(app, nia))
-    assert Client(app, old).post("/refresh").status_code == 401
+    again = Client(app, old).post("/refresh")
+    assert claims_of(again.json["refresh_token"])["gen"] == claims_of(newest["refresh_token"])["gen"]
+
+
+def test_a_refresh_token_two_generations_late_ends_the_login_ten_seconds_after_its_first_use(
+    app: Flask, nia: dict[str, Any]
+) -> None:
+    second = refreshed(app, nia)
+    seconds_pass(app, 6)
+    newest = refreshed(app, second)
+    seconds_pass(app, 5)
+    assert is_in(app, refreshed(app, second))
+    assert refresh(app, nia).status_code == 401
+    assert not is_in(app, newest)
+
+
+def test_first_uses_are_remembered_no_longer_than_they_count(app: Flask, nia: dict[str, Any]) -> None:
+    pair = nia
+    for _ in range(5):
+        pair = refreshed(app, pair)
+        seconds_pass(app, 6)
+    [(first_uses,)] = in_database(app, select(LoginSession.first_uses))
+    assert first_uses.keys() == {"4", "5"}
+
+
+def test_a_refresh_token_from_before_first_uses_were_kept_ends_the_login(app: Flask, nia: dict[str, Any]) -> None:
+    newest = refreshed(app, nia)
+    in_database(app, update(LoginSession).values(first_uses=None))
+    assert refresh(app, nia).status_code == 401
     assert not is_in(app, newest)
 
 
@@ -188,6 +233,16 @@ def test_a_logout_ends_this_login_and_no_other(app: Flask, nia: dict[str, Any]) 
     assert not is_in(app, nia)
     assert refresh(app, nia).status_code == 401
     assert is_in(app, elsewhere)
+
+
+@pytest.mark.parametrize("path", ["/logout", "/logout?everywhere=true"])
+def test_two_logouts_at_once_both_succeed(app: Flask, nia: dict[str, Any], path: str) -> None:
+    with ThreadPoolExecutor() as threads:
+        with held_up(app, update(LoginSession).values(device="x")):
+            answers = [threads.submit(Client(app, nia["access_token"]).post, path) for _ in range(2)]
+            time.sleep(0.5)  # both are past the guard, and wait
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert not is_in(app, nia)
 
 
 def test_a_logout_everywhere_ends_all_of_ones_logins_and_nobody_elses(app: Flask, nia: dict[str, Any]) -> None:

@@ -99,6 +99,11 @@ def test_reports_of_a_user_who_left_still_name_them(admin: Client, doctor: Clien
     assert admin.get("/reports").json[0]["doctor_name"] == "Dora Otieno"
 
 
+def test_an_archived_user_does_not_sign_in(anonymous: Client, admin: Client, doctor: Client) -> None:
+    admin.delete(f"/user/{doctor.user['id']}")
+    assert_refused(anonymous.post("/login", {"email": doctor.user["email"], "password": PASSWORD}), 401)
+
+
 def test_an_archived_user_is_signed_out_at_once(admin: Client, doctor: Client) -> None:
     admin.delete(f"/user/{doctor.user['id']}")
     assert_refused(doctor.get("/patients"), 401)
