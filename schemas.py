@@ -144,7 +144,7 @@ def _not_to_come(day: date) -> date:
 def _email(text: str) -> str:
     """An address as RFC 5322 has it, in lower case. Nothing is sent or looked up."""
     try:
-        for _ in range(2):  # in lower case it may be longer, or none any more, and it is to be sent back
+        for _ in range(1 if text.isascii() else 2):  # in lower case it may be none any more, and is to be sent back
             text = email_validator.validate_email(text, check_deliverability=False).normalized.lower()
         return text
     except email_validator.EmailNotValidError:
@@ -712,7 +712,7 @@ EXAMPLES: dict[str, Any] = {
     # the server itself
     "name": "Hosi Server",
     "database": "sqlite",
-    "schema_revision": "0005",
+    "schema_revision": "0007",
     "links": {"documentation": "/docs", "openapi": "/openapi.json"},
 }
 EXAMPLES["images"] = [{name: EXAMPLES[name] for name in ImageOut.model_fields}]
