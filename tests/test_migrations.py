@@ -75,6 +75,19 @@ def test_a_database_one_migration_behind_is_not_ready(bare_app: Flask) -> None:
     assert_refused(Client(bare_app).get("/readyz"), 503)
 
 
+@pytest.mark.parametrize("of", ["patient", "user"])
+def test_the_migrations_read_the_words_that_the_models_write(bare_app: Flask, of: str) -> None:
+    run_flask(bare_app, "db", "upgrade")
+    sign_up(bare_app, "Ada", "admin", last_name="Ka´imi-Łoś")
+    ada = sign_in(bare_app, "Ada")
+    for name in ("Amina", "José", "Oʻktam", "علی\u200cرضا", "𝐀lba"):
+        make_patient(ada, first_name=name, phone_number="+254 712 345 678 x7")
+    written = rows(bare_app, f"SELECT word, record_id FROM {of}_words")
+    run_flask(bare_app, "db", "downgrade", "0004")
+    run_flask(bare_app, "db", "upgrade")
+    assert set(written) <= set(rows(bare_app, f"SELECT word, record_id FROM {of}_words"))
+
+
 # --- Walls ---
 
 # What `flask db check` does not see, and a table that batch mode makes anew may lose.
