@@ -27,6 +27,7 @@ from sqlalchemy import (
     Connection,
     CursorResult,
     Delete,
+    Row,
     Table,
     Update,
     bindparam,
@@ -345,7 +346,9 @@ _known = (  # one row, of an unknown email too: whether something is locked, and
     .outerjoin(User, User.email == bindparam("email"))
 )
 _whose = select(User.id).where(User.email == bindparam("email"))
-_signing_in = User.live().where(User.id == bindparam("id")).with_for_update(key_share=True)
+_signing_in = (
+    select(User.__table__).where(User.id == bindparam("id"), User.deleted_at.is_(None)).with_for_update(key_share=True)
+)
 
 
 def _refuse_while_locked(connection: Connection, email: str, address: str, counts: Iterable[Any]) -> None:
@@ -527,7 +530,7 @@ def guard() -> Callable[[View], View]:
     return decorate
 
 
-def _tokens(user: User, session_id: int, generation: int) -> TokensOut:
+def _tokens(user: User | Row[Any], session_id: int, generation: int) -> TokensOut:
     identity = str(user.id)
     return TokensOut(
         user=UserOut.of(user),
@@ -541,7 +544,7 @@ def _refresh_lifetime() -> timedelta:
     return lifetime
 
 
-def open_session(user: User) -> TokensOut:
+def open_session(user: User | Row[Any]) -> TokensOut:
     """A new login of this user on the calling device, and its line in the history."""
     address = client_address()
     session = {
@@ -597,7 +600,7 @@ def sign_in(email: str, password: str) -> TokensOut:
     if _cost(known_hash) < _rounds():
         db.session.commit()
         rehashed = _hash(password)
-    user = db.session.scalar(_signing_in, {"id": user_id})
+    user = db.session.connection().execute(_signing_in, {"id": user_id}).one_or_none()
     if user is None or (user.password, user.email) != (known_hash, email):  # changed since it was looked at
         return sign_in(email, password)
     if not user.is_active:

@@ -47,6 +47,7 @@ KEYS = {name: secret * 40 for name, secret in (("SECRET_KEY", "s"), ("JWT_SECRET
 ZONE = "Africa/Nairobi"
 PASSWORD = "correct horse battery"
 ADA = {"first_name": "Ada", "last_name": "Otieno", "email": "ada@clinic.test", "password": PASSWORD, "role": "admin"}
+CONNECTIONS = 48  # that are kept; of few that are opened at once, one worker may get all
 SMALL, LARGE, WHOLE, BOOKED = 1_000, 1_000_000, 100_000, 200_000
 
 
@@ -376,21 +377,21 @@ def gunicorn(url: str, folder: str, count: int) -> Iterator[str]:
 def requests_per_second(address: str, token: str) -> float:
     header = f"Authorization: Bearer {token}"
     if shutil.which("wrk"):
-        command = ["wrk", "-t1", "-c16", "-d3s", "-H", header, address]
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", "-d3s", "-H", header, address]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         if "Non-2xx" in said:
             raise SystemExit(said)
         return float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
     import urllib3
 
-    http, until, done = urllib3.PoolManager(maxsize=16), time.monotonic() + 3, [0] * 16
+    http, until, done = urllib3.PoolManager(maxsize=CONNECTIONS), time.monotonic() + 3, [0] * CONNECTIONS
 
     def load(number: int) -> None:
         while time.monotonic() < until:
             http.request("GET", address, headers={"Authorization": f"Bearer {token}"})
             done[number] += 1
 
-    threads = [threading.Thread(target=load, args=(number,)) for number in range(16)]
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(CONNECTIONS)]
     for thread in threads:
         thread.start()
     for thread in threads:
