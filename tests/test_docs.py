@@ -101,10 +101,8 @@ def send(page: Page, operation: str, **file: Any) -> Any:
     block = page.locator(f"#operations-{operation}")
     block.locator(".opblock-summary-control").click()
     if file:
-        chosen = block.locator("input[type=file]")
-        if not chosen.count():
-            block.get_by_role("button", name="Add").click()
-        chosen.set_input_files(file)  # type: ignore[arg-type]
+        block.get_by_role("button", name="Add string item").click()
+        block.locator("input[type=file]").set_input_files(file)  # type: ignore[arg-type]
     block.get_by_role("button", name="Execute").click()
     answer = block.locator(".live-responses-table")
     expect(answer.locator("tr.response td.response-col_status")).to_be_visible()
@@ -124,6 +122,10 @@ def test_a_form_sends_what_was_filled_in_and_nothing_else(
     expect(send(page, "Reports-update_report", **scan)).to_contain_text("200")
     changed = doctor.get("/reports/1").json
     assert (changed["diagnosis"], len(changed["images"])) == ("Malaria", 2)
+    page.locator("#operations-Reports-update_report").get_by_role("button", name="-", exact=True).click()
+    page.get_by_placeholder("diagnosis").last.fill("Typhoid")
+    page.locator("#operations-Reports-update_report").get_by_role("button", name="Execute").click()
+    expect(page.locator("#operations-Reports-update_report .live-responses-table")).to_contain_text("Typhoid")
 
 
 @on_one_engine

@@ -12,8 +12,8 @@ const blankForms = () => ({
     const sample = this.fn.getSampleSchema;
     this.fn.getSampleSchema = (schema, mediaType, ...more) => {
       const field = schema?.toJS ? schema.toJS() : schema;
-      const isBlank = mediaType === false && field.type !== "array" && !field.examples;
-      return isBlank ? "" : sample(schema, mediaType, ...more);
+      if (mediaType !== false || field.examples) return sample(schema, mediaType, ...more);
+      return field.type === "array" ? [] : "";
     };
   },
   wrapComponents: { // "Send empty value" is ticked by who wants it
