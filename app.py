@@ -99,7 +99,7 @@ def refresh() -> TokensOut:
 def logout(query: LogoutQuery) -> Message:
     """End this login, or all of one's logins."""
     auth.end_sessions(None if query.everywhere else caller().session_id)
-    return Message(msg=f"You are signed out{' everywhere' * query.everywhere}.")
+    return Message(msg="You are signed out everywhere." if query.everywhere else "You are signed out.")
 
 
 @api.get("/me")

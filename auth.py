@@ -646,11 +646,8 @@ def refresh_session() -> TokensOut:
 
 def end_sessions(only: int | None = None) -> int:
     """Ends the caller's own logins, or this one alone. Returns how many were still open."""
-    moment = now()
-    mine = [LoginSession.user_id == caller().id, LoginSession.ended_at.is_(None), LoginSession.expires_at > moment]
-    if only is not None:
-        mine.append(LoginSession.id == only)
-    return _rows_of(update(LoginSession).where(*mine).values(ended_at=moment))
+    ended = update(LoginSession).where(*LoginSession.is_open(caller().id)).values(ended_at=now())
+    return _rows_of(ended if only is None else ended.where(LoginSession.id == only))
 
 
 # --- Accounts ---

@@ -15,6 +15,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     Connection,
     Dialect,
     ForeignKey,
@@ -231,8 +232,8 @@ class User(Record):
         )
         larger = {}
         for count in counts:
-            theirs_is_larger = count.is_(None) | (moved.excluded[count.key] > count)
-            larger[count.key] = case((theirs_is_larger, moved.excluded[count.key]), else_=count)
+            is_larger = count.is_(None) | (moved.excluded[count.key] > count)
+            larger[count.key] = case((is_larger, moved.excluded[count.key]), else_=count)
         db.session.execute(moved.on_conflict_do_update(index_elements=["email", "address"], set_=larger))
         db.session.execute(delete(SignInTries).where(theirs))
 
@@ -692,7 +693,11 @@ class LoginSession(Base):
 
     @classmethod
     def open(cls, user_id: int) -> Select[Self]:
-        return select(cls).where(cls.user_id == user_id, cls.ended_at.is_(None), cls.expires_at > now())
+        return select(cls).where(*cls.is_open(user_id))
+
+    @classmethod
+    def is_open(cls, user_id: int) -> tuple[ColumnElement[bool], ...]:
+        return cls.user_id == user_id, cls.ended_at.is_(None), cls.expires_at > now()
 
 
 class SignInTries(Base):

@@ -232,9 +232,8 @@ class Collection(Generic[Answer]):
         filters = []
         for name, value in given.items():
             several = list(dict.fromkeys(value)) if isinstance(value, list) else [value]
-            several += several[-1:] * (
-                (1 << (len(several) - 1).bit_length()) - len(several)
-            )  # lest there be many forms
+            rounded = 1 << (len(several) - 1).bit_length()  # lest there be many forms
+            several += several[-1:] * (rounded - len(several))
             filters.append((name, len(several)))
             values |= {f"{name}_{n}": one for n, one in enumerate(several)}
         name = query.order() or (self.span if bounds else next(iter(self.orders)))

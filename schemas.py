@@ -712,7 +712,7 @@ EXAMPLES: dict[str, Any] = {
     # the server itself
     "name": "Hosi Server",
     "database": "sqlite",
-    "schema_revision": "0007",
+    "schema_revision": "0008",
     "links": {"documentation": "/docs", "openapi": "/openapi.json"},
 }
 EXAMPLES["images"] = [{name: EXAMPLES[name] for name in ImageOut.model_fields}]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import PASSWORD, Client, make_patient, picture, sign_up
 from flask import Flask
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import FilePayload, Page, expect, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -96,13 +96,13 @@ def log_in(page: Page, address: str, email: str) -> None:
     expect(page.locator("#said")).to_contain_text("You are")
 
 
-def send(page: Page, operation: str, **file: Any) -> Any:
+def send(page: Page, operation: str, file: FilePayload | None = None) -> Any:
     """Executes an operation as it stands when opened, but for a file that is chosen; returns its answer's cell."""
     block = page.locator(f"#operations-{operation}")
     block.locator(".opblock-summary-control").click()
     if file:
         block.get_by_role("button", name="Add string item").click()
-        block.locator("input[type=file]").set_input_files(file)  # type: ignore[arg-type]
+        block.locator("input[type=file]").set_input_files(file)
     block.get_by_role("button", name="Execute").click()
     answer = block.locator(".live-responses-table")
     expect(answer.locator("tr.response td.response-col_status")).to_be_visible()
@@ -115,11 +115,11 @@ def test_a_form_sends_what_was_filled_in_and_nothing_else(
 ) -> None:
     patient = make_patient(admin)["id"]
     log_in(page, address, "dora@clinic.test")
-    scan = {"name": "scan.png", "mimeType": "image/png", "buffer": picture()}
-    expect(send(page, "Reports-create_report", **scan)).to_contain_text("201")
+    scan: FilePayload = {"name": "scan.png", "mimeType": "image/png", "buffer": picture()}
+    expect(send(page, "Reports-create_report", scan)).to_contain_text("201")
     filed = doctor.get("/reports/1").json
     assert (filed["patient_id"], filed["user_id"], filed["diagnosis"]) == (patient, doctor.user["id"], "Malaria")
-    expect(send(page, "Reports-update_report", **scan)).to_contain_text("200")
+    expect(send(page, "Reports-update_report", scan)).to_contain_text("200")
     changed = doctor.get("/reports/1").json
     assert (changed["diagnosis"], len(changed["images"])) == ("Malaria", 2)
     page.locator("#operations-Reports-update_report").get_by_role("button", name="-", exact=True).click()

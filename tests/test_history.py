@@ -1,5 +1,7 @@
 """Who changed what, when; and whether anyone has tampered with it."""
 
+import hmac
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -375,6 +377,22 @@ def test_after_the_verifying_what_is_no_text_is_read_for_none_again(lived: Flask
     assert verify(lived) == WHOLE[1]
     with pytest.raises(OperationalError):
         sql(lived, "SELECT CAST(x'ff' AS TEXT)")
+
+
+def test_the_macs_are_spelled_as_ever(app: Flask, doctor: Client) -> None:
+    """Else all history that an earlier version wrote would be accused."""
+    make_patient(doctor)
+    columns = "id, kind, record_id, seq, at, actor_id, action, version, request_id, digest, changes, mac"
+    [[*covered, digest, changes, mac]] = sql(app, f"SELECT {columns} FROM audit_entries WHERE kind = 'patient'")
+    covered[4] = str(covered[4])[:26]  # on PostgreSQL a time, in UTC
+
+    def spelled(*parts: Any) -> str:
+        return hmac.digest(app.config["AUDIT_KEY"].encode(), json.dumps(parts).encode(), "sha256").hex()
+
+    assert digest == spelled("changes", "patient", 1, changes)
+    assert mac == spelled("", *covered, digest)
+    [[head]] = sql(app, "SELECT mac FROM audit_heads WHERE kind = 'patient'")
+    assert head == spelled("head", "patient", 1, 1, mac)
 
 
 def test_an_entry_that_is_taken_out_is_found(lived: Flask) -> None:

@@ -190,6 +190,16 @@ def test_the_migrations_put_up_every_wall(bare_app: Flask) -> None:
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_the_triggers_of_slots_fill_no_table(bare_app: Flask) -> None:
+    run_flask(bare_app, "db", "upgrade")
+    slots = rows(bare_app, "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '%_slot_%'")
+    assert len(slots) == 4
+    for [trigger] in slots:
+        assert " IN (" not in trigger
+        assert trigger.count("status = 'checked_in'") == 2
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 def test_a_wall_that_batch_mode_drops_is_missed(bare_app: Flask, tmp_path: Path) -> None:
     run_flask(bare_app, "db", "upgrade")
     more = with_one_more(

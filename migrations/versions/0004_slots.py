@@ -17,11 +17,6 @@ depends_on = None
 HOLDS = (
     "{0}deleted_at IS NULL AND NOT {0}overbooked AND {0}status IN ('pending', 'scheduled', 'confirmed', 'checked_in')"
 )
-# For IN, SQLite fills a table at each run of a trigger, which takes longer than all the rest of it.
-HOLDS_ON_SQLITE = (
-    "{0}deleted_at IS NULL AND NOT {0}overbooked AND ({0}status = 'scheduled' OR {0}status = 'confirmed' "
-    "OR {0}status = 'pending' OR {0}status = 'checked_in')"
-)
 LONGEST = 480  # minutes: how far back the trigger has to look
 COLUMNS = "appointment_datetime, duration_minutes, status, overbooked, patient_id, user_id, deleted_at"
 SIDES = (("doctor", "user_id"), ("patient", "patient_id"))
@@ -54,11 +49,11 @@ def sqlite_form_trigger(when: str) -> str:
 def sqlite_trigger(side: str, column: str, when: str) -> str:
     return f"""
         CREATE TRIGGER tr_appointments_{side}_slot_{when.split()[0].lower()} BEFORE {when} ON appointments
-        WHEN {HOLDS_ON_SQLITE.format("NEW.")}
+        WHEN {HOLDS.format("NEW.")}
         BEGIN
             SELECT RAISE(ABORT, 'ex_appointments_{side}_slot') WHERE EXISTS (
                 SELECT 1 FROM appointments AS other
-                WHERE other.{column} = NEW.{column} AND other.id IS NOT NEW.id AND {HOLDS_ON_SQLITE.format("other.")}
+                WHERE other.{column} = NEW.{column} AND other.id IS NOT NEW.id AND {HOLDS.format("other.")}
                 AND other.appointment_datetime > {instant("NEW", f"'-{LONGEST} minutes'")}
                 AND other.appointment_datetime < {end("NEW")}
                 AND {end("other")} > NEW.appointment_datetime

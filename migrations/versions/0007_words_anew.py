@@ -45,7 +45,7 @@ def _names(text):
 
 def _add(of, words):
     connection, last = op.get_bind(), 0
-    some = sa.text(f"SELECT id, first_name, last_name FROM {of} WHERE id > :last ORDER BY id LIMIT 1000")  # noqa: S608
+    some = sa.text(f"SELECT id, first_name, last_name FROM {of} WHERE id > :last ORDER BY id LIMIT 1000")  # noqa: S608  # a table of our own
     while rows := connection.execute(some, {"last": last}).all():
         found = [
             {"word": word, "record_id": row[0]}
@@ -54,6 +54,6 @@ def _add(of, words):
             for word in sorted(_names(row[1]) | _names(row[2]))
         ]
         if found:
-            statement = f"INSERT INTO {words} (word, record_id) VALUES (:word, :record_id) ON CONFLICT DO NOTHING"  # noqa: S608
+            statement = f"INSERT INTO {words} (word, record_id) VALUES (:word, :record_id) ON CONFLICT DO NOTHING"  # noqa: S608  # a table of our own
             connection.execute(sa.text(statement), found)
         last = rows[-1][0]
