@@ -13,23 +13,16 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter
 
-import audit
-import auth
 import cli
 import config
-import database
-import errors
-import idempotency
-import mail
-import media
-import openapi
-import reading
-from auth import caller, guard, limiter
-from contract import Many, contract
-from forms import JSON_LIMIT, APIRequest
-from idempotency import idempotent
+from clinic import history as audit
+from clinic import idempotency
+from clinic import images as media
+from clinic import rights as auth
+from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
+from clinic.idempotency import idempotent
+from clinic.rights import caller, guard, limiter
 from models import Appointment, LoginSession, Patient, Report, User, db, find, restored, save
-from paging import APPOINTMENTS, PATIENTS, REPORTS, USERS
 from schemas import (
     AppointmentIn,
     AppointmentOut,
@@ -61,6 +54,10 @@ from schemas import (
     UserQuery,
     Welcome,
 )
+from server import database, errors, mail, openapi
+from server import fast_reads as reading
+from server.endpoint import Many, contract
+from server.multipart import JSON_LIMIT, APIRequest
 
 VERSION = "1.0.0"
 api = Blueprint("api", __name__)

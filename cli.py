@@ -13,17 +13,16 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from pydantic import ValidationError
 
-import audit
-import auth
-import database
-import errors
-import idempotency
-import media
 import models
-import seed
-from database import clinic_zone
+from clinic import demo as seed
+from clinic import history as audit
+from clinic import idempotency
+from clinic import images as media
+from clinic import rights as auth
 from models import Appointment, Image, Patient, Report, Role, User, db, now, save
 from schemas import UserIn
+from server import database, errors
+from server.database import clinic_zone
 
 
 @click.command("create-admin")

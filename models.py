@@ -47,14 +47,14 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import get_history, set_committed_value
 
-import errors
-import words
-from database import Base as Base
-from database import UTCDateTime as UTCDateTime
-from database import clinic_zone
-from database import db as db
-from database import now as now
-from database import upsert as upsert
+from clinic import search as words
+from server import errors
+from server.database import Base as Base
+from server.database import UTCDateTime as UTCDateTime
+from server.database import clinic_zone
+from server.database import db as db
+from server.database import now as now
+from server.database import upsert as upsert
 
 LARGEST_ID = 999_999_999  # nine digits, so that the addresses' pattern says the same; fits into an INTEGER
 MINUTES = (5, 480)  # shortest and longest appointment

@@ -27,8 +27,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from database import UTCDateTime, clinic_zone
 from models import LARGEST_ID, MINUTES, AppointmentStatus, PatientStatus, Role, Sex, db
+from server.database import UTCDateTime, clinic_zone
 
 YEARS = (1850, 2200)  # the years a clinic's dates lie in; beyond year 9999 Python's own arithmetic ends
 PASSWORD_LENGTH = 10  # characters, the least

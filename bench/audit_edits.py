@@ -27,8 +27,8 @@ from flask import Flask  # noqa: E402
 from sqlalchemy import Engine, delete, insert, select, update  # noqa: E402
 from sqlalchemy.exc import IntegrityError  # noqa: E402
 
-import audit  # noqa: E402
 from app import create_app  # noqa: E402
+from clinic import history as audit  # noqa: E402
 from models import AuditEntry, AuditHead  # noqa: E402
 
 ENTRIES, HEADS = AuditEntry.__table__, AuditHead.__table__

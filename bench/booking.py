@@ -14,8 +14,9 @@ import tempfile
 import time
 from datetime import datetime, timedelta
 
-from server import Server, database
 from sqlalchemy import Connection, event, text
+
+from server import Server, database
 
 DOCTORS, DAYS, A_DAY = 50, 25, 16  # appointments of half an hour: 20,000
 BOOKINGS = 1000

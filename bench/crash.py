@@ -23,6 +23,7 @@ from typing import Any
 
 import urllib3
 from PIL import Image
+
 from server import Answer, Server, server
 
 WRITERS = 8

@@ -44,14 +44,14 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
-import errors
 import models
-import words
-from contract import Many, access, log_access
-from database import clinic_zone
+from clinic import search as words
 from models import Appointment, Image, Patient, PatientWord, Record, Report, User, UserWord, UTCDateTime
-from reading import Row, read, streaming
 from schemas import AppointmentOut, CollectionQuery, ImageOut, Out, PatientOut, ReportOut, UserOut
+from server import errors
+from server.database import clinic_zone
+from server.endpoint import Many, access, log_access
+from server.fast_reads import Row, read, streaming
 
 BATCH = 500  # rows of a stream that are in memory at once
 APART = ("patient_id", "user_id", "status", "role")  # filters whose values are looked up one by one

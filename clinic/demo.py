@@ -22,10 +22,9 @@ from PIL import ImageDraw, ImageFilter
 from sqlalchemy import Connection, func, select, text
 from werkzeug.datastructures import FileStorage
 
-import audit
-import auth
-import media
-from database import clinic_zone
+from clinic import history as audit
+from clinic import images as media
+from clinic import rights as auth
 from models import (
     Appointment,
     AppointmentStatus,
@@ -41,6 +40,7 @@ from models import (
     insert_words,
     mrn_check_digit,
 )
+from server.database import clinic_zone
 
 ADMIN_EMAIL = "admin@hosi.example"
 CHUNK = 20_000  # rows to a transaction: a server that is running meanwhile waits for some seconds at most

@@ -19,8 +19,8 @@ from sqlalchemy import delete, event, select, update
 from sqlalchemy.orm import Session, UOWTransaction
 from werkzeug.datastructures import FileStorage
 
-import errors
 from models import IdempotencyKey, Record, db, now, upsert
+from server import errors
 
 KEPT = timedelta(hours=24)
 LEASE = timedelta(minutes=10)  # for uploads: a crash does not bar the retry for a day

@@ -27,11 +27,10 @@ from flask import Flask, Response, current_app, request, send_file
 from sqlalchemy import delete, insert, select, update
 from werkzeug.datastructures import FileStorage
 
-import errors
-import pictures
-from forms import FILE_LIMIT, MOST_FILES
 from models import Image, Upload, db, now
-from pictures import Picture
+from server import errors, pictures
+from server.multipart import FILE_LIMIT, MOST_FILES
+from server.pictures import Picture
 
 log = logging.getLogger("hosi.media")
 access_log = logging.getLogger("hosi.access")

@@ -42,12 +42,8 @@ from sqlalchemy import (
     update,
 )
 
-import audit
-import database
-import errors
 import models
-import reading
-from contract import check_if_match
+from clinic import history as audit
 from models import (
     LARGEST_ID,
     Appointment,
@@ -63,6 +59,9 @@ from models import (
     now,
 )
 from schemas import PASSWORD_LENGTH, TokensOut, UserIn, UserOut, spelled_email
+from server import database, errors
+from server import fast_reads as reading
+from server.endpoint import check_if_match
 
 log = logging.getLogger("hosi.auth")
 bcrypt = Bcrypt()

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
 
-import errors
+from server import errors
 
 Result = TypeVar("Result")
 
@@ -71,7 +71,7 @@ class Base(DeclarativeBase):
 # Rows stay readable after the commit, so that an answer needs no second read.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
 migrate = Migrate(
-    directory=str(Path(__file__).parent / "migrations"), render_as_batch=True, compare_server_default=True
+    directory=str(Path(__file__).parent.parent / "migrations"), render_as_batch=True, compare_server_default=True
 )
 
 

@@ -16,9 +16,8 @@ from flask import Response, g, request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from werkzeug.datastructures import MultiDict
 
-import database
-import errors
-import forms
+from server import database, errors
+from server import multipart as forms
 
 access_log = logging.getLogger("hosi.access")
 View = Callable[..., Any]

@@ -14,8 +14,8 @@ from flask import Flask, current_app, g
 from sqlalchemy import ClauseElement, Connection, Dialect, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
-import database
-from models import db
+from server import database
+from server.database import db
 
 Row = Sequence[Any]
 

@@ -7,7 +7,7 @@ from flask import Request, request
 from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.formparser import FormDataParser
 
-import errors
+from server import errors
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

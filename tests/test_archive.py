@@ -27,8 +27,8 @@ from conftest import (
 )
 from flask import Flask
 
-from database import in_transaction
 from models import Patient, db, erasable, erase
+from server.database import in_transaction
 
 KINDS = ("user", "patient", "appointment", "reports")
 

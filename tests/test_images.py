@@ -36,8 +36,8 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 from werkzeug.datastructures import FileStorage
 
-import media
-import pictures
+from clinic import images as media
+from server import pictures
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
-from auth import limiter
+from clinic.rights import limiter
 from models import AuditEntry, LoginSession, SignInTries, now
 
 MakeApp = Callable[..., Flask]

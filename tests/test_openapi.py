@@ -8,11 +8,11 @@ from described import document, resolve
 from flask import Flask
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-import auth
-import forms
 import models
-import openapi
 import schemas
+from clinic import rights as auth
+from server import multipart as forms
+from server import openapi
 
 
 def operations(doc: Any) -> dict[str, tuple[str, str, Any]]:

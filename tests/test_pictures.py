@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-import pictures
-from pictures import UnfitPicture
+from server import pictures
+from server.pictures import UnfitPicture
 
 SIZE = (37, 23)  # odd, so that no block, byte or word is filled by chance
 PIXELS = random.Random(5).randbytes(4 * 37 * 23)
@@ -572,14 +572,15 @@ def test_a_jpeg_of_24_megapixels_takes_little_memory(tmp_path):
     Image.merge("RGB", (noise, noise, noise)).save(tmp_path / "photo.jpg", quality=55)
     assert (tmp_path / "photo.jpg").stat().st_size > 7_000_000
     program = """
-import pictures, sys
+import sys
+from server import pictures
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
 print(pictures.check(open(sys.argv[1], "rb")).width, peak() - before)
 """
     command = [sys.executable, "-c", program, tmp_path / "photo.jpg"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(pictures.__file__).parent)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
     width, kilobytes = map(int, result.stdout.split())
     assert width == 6_000
     assert kilobytes < 40_000

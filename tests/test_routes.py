@@ -2,7 +2,6 @@
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,9 @@ from conftest import Client, assert_refused
 from flask import Flask
 from werkzeug.routing import Rule
 
-import auth
-from auth import POLICY, Who
+from clinic.rights import POLICY, Who
 
-ROOT = Path(auth.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 FILES_OF_OURS = {"static"}  # Flask's own view for what lies in static/, which is for anyone
 
 
@@ -81,45 +79,41 @@ def test_an_administrator_gets_past_every_guard(app: Flask, admin: Client) -> No
 
 # --- The modules ---
 
-# From top to bottom; a module imports only from rows below its own.
-LAYERS = (
-    {"app"},
-    {"cli"},
-    {"seed"},
-    {"auth"},
-    {"media"},
-    {"paging", "idempotency", "mail"},
-    {"audit"},
-    {"openapi"},
-    {"contract"},
-    {"schemas"},
-    {"reading"},
-    {"models", "forms"},
-    {"database"},
-    {"errors"},
-    {"config", "pictures", "words"},
-)
-ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
-MODULES = {path.stem: path for path in ROOT.glob("*.py") if path.stem.isidentifier()}
+# From top to bottom: a module imports only its own layer and those below it.
+LAYERS = ({"app", "cli"}, {"clinic"}, {"schemas"}, {"models"}, {"server"}, {"config"})
+ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for pattern in ("*.py", "server/**/*.py", "clinic/**/*.py")
+    for path in ROOT.glob(pattern)
+    if path.stem.isidentifier()
+}
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The modules of ours that a file imports, wherever in it."""
+def layer(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def imported(path: Path) -> set[str]:
+    """The layers of ours that a file imports, wherever in it."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in MODULES)
-        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
-            yield node.module
+            found |= {layer(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(layer(node.module or ""))
+            assert node.level == 0, f"{path}: relative imports hide the layer"
+    return found & ROW.keys()
 
 
-def test_every_module_has_its_place() -> None:
-    assert MODULES.keys() <= ROW.keys()
+def test_every_module_has_its_layer() -> None:
+    assert {layer(module) for module in MODULES} == ROW.keys()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_module_imports_only_what_is_below_it(module: str) -> None:
-    upward = [other for other in imported(MODULES[module]) if ROW[other] <= ROW[module]]
-    assert upward == []
+def test_a_module_imports_only_its_own_layer_and_those_below(module: str) -> None:
+    upward = {other for other in imported(MODULES[module]) if ROW[other] < ROW[layer(module)]}
+    assert upward == set()
 
 
 def test_nothing_imports_app() -> None:
@@ -128,8 +122,8 @@ def test_nothing_imports_app() -> None:
 
 
 def test_the_imports_are_really_read() -> None:
-    assert {"auth", "models", "schemas"} <= set(imported(MODULES["app"]))
+    assert {"clinic", "models", "schemas", "server"} <= imported(MODULES["app"])
 
 
-def test_no_module_is_named_like_one_of_the_standard_librarys() -> None:
-    assert not MODULES.keys() & sys.stdlib_module_names
+def test_no_top_level_module_is_named_like_one_of_the_standard_librarys() -> None:
+    assert not ROW.keys() & sys.stdlib_module_names

@@ -44,9 +44,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, UOWTransaction
 
-import errors
-from contract import Many
-from database import reader
 from models import (
     Appointment,
     AuditEntry,
@@ -63,6 +60,9 @@ from models import (
     upsert,
 )
 from schemas import AuditQuery, HistoryOut
+from server import errors
+from server.database import reader
+from server.endpoint import Many
 
 KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in (User, Patient, Appointment, Report, Image)}
 SIGN_INS = ("sign-in", 0)  # the chain that belongs to no record

@@ -1,0 +1,1 @@
+"""The part of the server that knows no hospital: HTTP, the database connection, images as files."""
