@@ -15,14 +15,15 @@ from werkzeug.routing import IntegerConverter
 
 import cli
 import config
+from clinic import accounts, passwords, rights, sessions
 from clinic import history as audit
-from clinic import idempotency
 from clinic import images as media
-from clinic import rights as auth
+from clinic.archive import restored
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
-from clinic.idempotency import idempotent
-from clinic.rights import caller, guard, limiter
-from models import Appointment, LoginSession, Patient, Report, User, db, find, restored, save
+from clinic.idempotency import idempotent, made
+from clinic.images import uploaded
+from clinic.rights import caller, guard
+from models import Appointment, LoginSession, Patient, Report, User, find, save
 from schemas import (
     AppointmentIn,
     AppointmentOut,
@@ -54,9 +55,10 @@ from schemas import (
     UserQuery,
     Welcome,
 )
-from server import database, errors, mail, openapi
-from server import fast_reads as reading
+from server import database, errors, fast_reads, limits, mail, openapi
+from server.database import db, in_transaction, outside_transaction
 from server.endpoint import Many, contract
+from server.limits import limiter
 from server.multipart import JSON_LIMIT, APIRequest
 
 VERSION = "1.0.0"
@@ -71,7 +73,7 @@ Files = list[FileStorage]
 @contract(201, at="/user/{id}")
 def signup(json: UserIn) -> UserOut:
     """Register a member of the staff."""
-    return UserOut.of(auth.register(json))
+    return UserOut.of(accounts.register(json))
 
 
 @api.post("/login")
@@ -79,7 +81,7 @@ def signup(json: UserIn) -> UserOut:
 @contract()
 def login(json: Credentials) -> TokensOut:
     """Sign in with email and password."""
-    return auth.sign_in(json.email, json.password)
+    return accounts.sign_in(json.email, json.password)
 
 
 @api.post("/refresh")
@@ -87,7 +89,7 @@ def login(json: Credentials) -> TokensOut:
 @contract()
 def refresh() -> TokensOut:
     """Trade a refresh token for a new pair of tokens."""
-    return auth.refresh_session()
+    return sessions.refresh_session()
 
 
 @api.post("/logout")
@@ -95,7 +97,7 @@ def refresh() -> TokensOut:
 @contract()
 def logout(query: LogoutQuery) -> Message:
     """End this login, or all of one's logins."""
-    auth.end_sessions(None if query.everywhere else caller().session_id)
+    sessions.end_sessions(caller().id, None if query.everywhere else caller().session_id)
     return Message(msg="You are signed out everywhere." if query.everywhere else "You are signed out.")
 
 
@@ -112,7 +114,7 @@ def get_me() -> UserOut:
 @contract()
 def change_my_password(json: PasswordChange) -> TokensOut:
     """Change one's own password: every other login ends."""
-    return auth.change_own_password(json.current_password, json.new_password)
+    return accounts.change_own_password(json.current_password, json.new_password)
 
 
 @api.get("/me/sessions")
@@ -130,7 +132,7 @@ def list_my_sessions() -> list[SessionOut]:
 @contract()
 def end_my_session(session_id: int) -> Message:
     """End one of one's own logins."""
-    if not auth.end_sessions(session_id):
+    if not sessions.end_sessions(caller().id, session_id):
         raise errors.NotFound(f"You have no login {session_id}.")
     return Message(msg="That login has ended.")
 
@@ -141,7 +143,7 @@ def end_my_session(session_id: int) -> Message:
 def forgot_password(json: ForgottenPassword) -> Message:
     """Ask for a link to set a new password."""
     db.session.execute(select(1))  # while the database is away there is nothing to promise
-    mail.send_reset_link(auth.reset_link_to_mail, json.email)
+    mail.send_reset_link(accounts.reset_link_to_mail, json.email)
     return Message(msg="If there is an account with this email, a link is on its way to it.")
 
 
@@ -150,7 +152,7 @@ def forgot_password(json: ForgottenPassword) -> Message:
 @contract()
 def reset_password(json: PasswordResetIn) -> Message:
     """Set a new password by a link's token."""
-    auth.reset_password(json.token, json.password)
+    accounts.reset_password(json.token, json.password)
     return Message(msg="Your password is set. Please sign in.")
 
 
@@ -178,8 +180,8 @@ def get_user(user_id: int) -> UserOut:
 @contract()
 def update_user(user_id: int, json: UserPatch) -> UserOut:
     """Change a member of the staff."""
-    user = auth.editable(User, user_id)
-    auth.change(user, json.given())
+    user = rights.editable(User, user_id)
+    accounts.change(user, json.given())
     return UserOut.of(save(user))
 
 
@@ -188,7 +190,7 @@ def update_user(user_id: int, json: UserPatch) -> UserOut:
 @contract()
 def delete_user(user_id: int) -> Message:
     """Archive a member of the staff."""
-    auth.editable(User, user_id).archive()
+    rights.editable(User, user_id).archive()
     return Message(msg=f"User {user_id} is archived.")
 
 
@@ -205,7 +207,7 @@ def restore_user(user_id: int) -> UserOut:
 @contract()
 def get_user_history(user_id: int) -> list[HistoryOut]:
     """Every change of a member of the staff."""
-    return audit.history(auth.with_history(User, user_id))
+    return audit.history(rights.with_history(User, user_id))
 
 
 # --- Patients ---
@@ -225,7 +227,9 @@ def list_patients(query: PatientQuery) -> Many[PatientOut]:
 @idempotent(Patient, lambda made: PatientOut.of(find(Patient, made)))
 def create_patient(json: PatientIn) -> PatientOut:
     """Create a patient."""
-    return PatientOut.of(save(auth.create(Patient, json.model_dump())))
+    patient = save(rights.create(Patient, json.model_dump()))
+    made(patient)
+    return PatientOut.of(patient)
 
 
 @api.get("/patient/<id:patient_id>")
@@ -241,8 +245,8 @@ def get_patient(patient_id: int) -> PatientOut:
 @contract()
 def update_patient(patient_id: int, json: PatientPatch) -> PatientOut:
     """Change a patient."""
-    patient = auth.editable(Patient, patient_id)
-    auth.change(patient, json.given())
+    patient = rights.editable(Patient, patient_id)
+    rights.change(patient, json.given())
     return PatientOut.of(save(patient))
 
 
@@ -251,7 +255,7 @@ def update_patient(patient_id: int, json: PatientPatch) -> PatientOut:
 @contract()
 def delete_patient(patient_id: int) -> Message:
     """Archive a patient, with their reports and appointments."""
-    auth.editable(Patient, patient_id).archive()
+    rights.editable(Patient, patient_id).archive()
     return Message(msg=f"Patient {patient_id} is archived.")
 
 
@@ -268,7 +272,7 @@ def restore_patient(patient_id: int) -> PatientOut:
 @contract()
 def get_patient_history(patient_id: int) -> list[HistoryOut]:
     """Every change of a patient."""
-    return audit.history(auth.with_history(Patient, patient_id))
+    return audit.history(rights.with_history(Patient, patient_id))
 
 
 # --- Appointments ---
@@ -290,7 +294,9 @@ def list_appointments(query: AppointmentQuery) -> Many[AppointmentOut]:
 @idempotent(Appointment, lambda made: AppointmentOut.of(find(Appointment, made, *with_names)))
 def create_appointment(json: AppointmentIn) -> AppointmentOut:
     """Book an appointment."""
-    return AppointmentOut.of(save(auth.create(Appointment, json.model_dump())))
+    appointment = save(rights.create(Appointment, json.model_dump()))
+    made(appointment)
+    return AppointmentOut.of(appointment)
 
 
 @api.get("/appointment/<id:appointment_id>")
@@ -306,8 +312,8 @@ def get_appointment(appointment_id: int) -> AppointmentOut:
 @contract()
 def update_appointment(appointment_id: int, json: AppointmentPatch) -> AppointmentOut:
     """Change or move an appointment."""
-    appointment = auth.editable(Appointment, appointment_id)
-    auth.change(appointment, json.given())
+    appointment = rights.editable(Appointment, appointment_id)
+    rights.change(appointment, json.given())
     return AppointmentOut.of(save(appointment))
 
 
@@ -316,7 +322,7 @@ def update_appointment(appointment_id: int, json: AppointmentPatch) -> Appointme
 @contract()
 def delete_appointment(appointment_id: int) -> Message:
     """Archive an appointment."""
-    auth.editable(Appointment, appointment_id).archive()
+    rights.editable(Appointment, appointment_id).archive()
     return Message(msg=f"Appointment {appointment_id} is archived.")
 
 
@@ -333,7 +339,7 @@ def restore_appointment(appointment_id: int) -> AppointmentOut:
 @contract()
 def get_appointment_history(appointment_id: int) -> list[HistoryOut]:
     """Every change of an appointment."""
-    return audit.history(auth.with_history(Appointment, appointment_id))
+    return audit.history(rights.with_history(Appointment, appointment_id))
 
 
 # --- Reports ---
@@ -378,12 +384,17 @@ def create_report(form: ReportIn, images: Files) -> ReportOut:
         raise errors.Invalid(
             images="A report has at least one image: send files named `images` as multipart/form-data."
         )
-    auth.create(Report, form.model_dump())  # refused, if at all, before anything is sent
-    with media.sending(images) as sent:
-        report = auth.create(Report, form.model_dump())
-        report.add_images(sent)
-        save(report)
-    return shown(report)
+    fields = form.model_dump()
+    rights.check_report(fields)
+
+    def file_report() -> ReportOut:
+        report = rights.create(Report, fields)
+        uploads.attach_to(report)
+        made(save(report))
+        return shown(report)
+
+    with outside_transaction(), uploaded(images) as uploads:
+        return in_transaction(file_report)
 
 
 @api.get("/reports/<id:report_id>")
@@ -403,12 +414,16 @@ def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut
     replace = changes.pop("replace_images", False)
     if replace and not images:
         raise errors.Invalid(images="Replacing the images takes at least one new image.")
-    auth.change(auth.editable(Report, report_id), changes)  # refused, if at all, before anything is sent
-    with media.sending(images) as sent:
-        report = auth.editable(Report, report_id, *with_images)
-        auth.change(report, changes)
-        report.add_images(sent, replace)
-    return shown(report)
+    rights.check_report(changes, rights.editable(Report, report_id))
+
+    def change_report() -> ReportOut:
+        report = rights.editable(Report, report_id, *with_images)
+        rights.change(report, changes)
+        uploads.attach_to(report, replace)
+        return shown(save(report))
+
+    with outside_transaction(), uploaded(images) as uploads:
+        return in_transaction(change_report)
 
 
 @api.delete("/reports/<id:report_id>")
@@ -416,7 +431,7 @@ def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut
 @contract()
 def delete_report(report_id: int) -> Message:
     """Archive a report, with its images."""
-    auth.editable(Report, report_id).archive()
+    rights.editable(Report, report_id).archive()
     return Message(msg=f"Report {report_id} is archived.")
 
 
@@ -433,7 +448,7 @@ def restore_report(report_id: int) -> ReportOut:
 @contract()
 def get_report_history(report_id: int) -> list[HistoryOut]:
     """Every change of a report and its images."""
-    return audit.history(auth.with_history(Report, report_id))
+    return audit.history(rights.with_history(Report, report_id))
 
 
 # --- History of all ---
@@ -561,12 +576,12 @@ def create_app(settings: dict[str, Any] | None = None) -> Flask:
     app.url_map.strict_slashes = False
     if proxies := setting["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
-    for part in (errors, database, reading, audit, idempotency, auth, media, cli):
+    for part in (errors, database, fast_reads, audit, passwords, sessions, limits, media, cli):
         part.init_app(app)
     _allow_origins(app)
     app.after_request(_add_headers)
     app.register_blueprint(api)
-    openapi.init_app(app, VERSION, {view: who.value for view, who in auth.POLICY.items()}, auth.is_limited)
+    openapi.init_app(app, VERSION, {view: who.value for view, who in rights.POLICY.items()}, limits.is_limited)
     return app
 
 

@@ -13,16 +13,12 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from pydantic import ValidationError
 
-import models
-from clinic import demo as seed
+from clinic import accounts, archive, demo, idempotency, images
 from clinic import history as audit
-from clinic import idempotency
-from clinic import images as media
-from clinic import rights as auth
-from models import Appointment, Image, Patient, Report, Role, User, db, now, save
+from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
 from server import database, errors
-from server.database import clinic_zone
+from server.database import clinic_zone, db, now
 
 
 @click.command("create-admin")
@@ -37,9 +33,7 @@ def create_admin(email: str, first_name: str, last_name: str, password: str) -> 
         account = UserIn(
             first_name=first_name, last_name=last_name, email=email, password=password, role=str(Role.ADMIN)
         )
-        user = User(**account.model_dump(exclude={"password"}), is_active=True)
-        user.password = auth.hash_password(account.password, account.email, account.first_name, account.last_name)
-        save(user)
+        accounts.create(account, is_active=True)
         db.session.commit()
     except ValidationError as error:
         raise click.ClickException(str(errors.Invalid(errors.field_errors(error.errors())))) from None
@@ -56,7 +50,7 @@ def create_admin(email: str, first_name: str, last_name: str, password: str) -> 
 @with_appcontext
 def reset_link(email: str) -> None:
     """Print a link with which EMAIL can set a new password, once and within an hour."""
-    link = auth.new_reset_link(email)
+    link = accounts.new_reset_link(email)
     if link is None:
         raise click.ClickException(f"There is no active user {email}.")
     click.echo(link)
@@ -90,11 +84,11 @@ def purge(older_than: timedelta | None, dry_run: bool) -> None:
         erase(now() - older_than, dry_run)
     if dry_run:
         return
-    click.echo(f"{auth.sweep()} ended logins and old counts forgotten, {idempotency.sweep()} idempotency keys.")
+    click.echo(f"{accounts.sweep()} ended logins and old counts forgotten, {idempotency.sweep()} idempotency keys.")
     db.session.commit()
     try:
-        click.echo(f"{media.sweep()} images destroyed in the store that no report has.")
-    except media.StoreError as error:
+        click.echo(f"{images.sweep()} images destroyed in the store that no report has.")
+    except images.StoreError as error:
         raise click.ClickException(f"The image store failed: {error}. Run this again later.") from None
 
 
@@ -107,13 +101,13 @@ def erase(before: datetime, dry_run: bool) -> None:
         (Image, "replaced images"),
         (User, "users"),
     ):
-        found = list(db.session.scalars(models.erasable(kind, before)))
+        found = list(db.session.scalars(archive.erasable(kind, before)))
         db.session.rollback()
         if dry_run:
             click.echo(f"{len(found)} {what} would be erased: {', '.join(map(str, found[:20])) or 'none'}")
             continue
         with click.progressbar(found, hidden=not found, label=f"erasing {what}", file=sys.stderr) as ids:
-            erased = sum(database.in_transaction(partial(models.erase, kind, one, before)) for one in ids)
+            erased = sum(database.in_transaction(partial(archive.erase, kind, one, before)) for one in ids)
         click.echo(f"{erased} {what} erased.")
 
 
@@ -176,11 +170,11 @@ def seed_clinic(
         )
     if (appointments or reports) and not (patients and doctors):
         raise click.UsageError("Appointments and reports need patients and doctors: give some of both.")
-    if seed.is_empty() or add:
+    if demo.is_empty() or add:
         day = first_day.date() if first_day else datetime.now(clinic_zone()).date()
         total = patients + doctors + appointments + reports
         with click.progressbar(length=total, label="making a clinic", file=sys.stderr) as bar:
-            clinic = seed.Clinic(
+            clinic = demo.Clinic(
                 patients,
                 doctors,
                 appointments,
@@ -194,7 +188,7 @@ def seed_clinic(
         click.echo(f"Made: {doctors} doctors, {patients} patients, {appointments} appointments, {reports} reports.")
     else:
         click.echo("There are patients already, so nothing was made. To add to them: flask seed --add")
-    logins = seed.logins(10)
+    logins = demo.logins(10)
     if logins:
         click.echo(f"\nSign in with the password: {password}\n")
     for email, role in logins:

@@ -26,13 +26,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    case,
     delete,
     event,
-    exists,
     func,
     insert,
-    literal,
     select,
     text,
     update,
@@ -208,8 +205,6 @@ class User(Record):
             self.end_logins()
         if "password" in changes or not self.is_active or self.email != mailbox:
             self._void_reset_links()
-        if self.email != mailbox:
-            self._take_tries_along(mailbox)
 
     def end_logins(self) -> None:
         db.session.execute(
@@ -220,22 +215,6 @@ class User(Record):
 
     def _void_reset_links(self) -> None:
         db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
-
-    def _take_tries_along(self, mailbox: str) -> None:
-        """The wrong passwords are counted by email: a new one shall not begin at none."""
-        theirs = SignInTries.email == mailbox
-        db.session.execute(select(SignInTries.address).where(theirs).order_by(SignInTries.address).with_for_update())
-        counts = SignInTries.failures, SignInTries.last_try_at, SignInTries.locked_until
-        moved = upsert(SignInTries).from_select(
-            ["email", "address", *(count.key for count in counts)],
-            select(literal(self.email), SignInTries.address, *counts).where(theirs),
-        )
-        larger = {}
-        for count in counts:
-            is_larger = count.is_(None) | (moved.excluded[count.key] > count)
-            larger[count.key] = case((is_larger, moved.excluded[count.key]), else_=count)
-        db.session.execute(moved.on_conflict_do_update(index_elements=["email", "address"], set_=larger))
-        db.session.execute(delete(SignInTries).where(theirs))
 
     def _leave_an_administrator(self) -> None:
         """The others' rows stay locked until the commit: of two who step down at once, one is refused."""
@@ -349,6 +328,7 @@ class Patient(Record):
         ).all()
 
 
+errors.draw_again("uq_patients_mrn")
 errors.explain(
     "ck_patients_discharged_after_admitted",
     errors.Invalid(discharged_at="The discharge is before the admission."),
@@ -382,38 +362,51 @@ class ClinicalRecord(Record):
         return self.doctor.name
 
     def change(self, changes: dict[str, Any]) -> None:
-        """Raises `Invalid` for a patient or doctor newly named who does not exist or whose account is closed."""
+        """Raises `Invalid` as `patient_and_doctor` does."""
         before = self.patient_id, self.user_id
         super().change(changes)
-        patient, doctor = _patient_and_doctor(self.patient_id, self.user_id)
-        if self.patient_id != before[0] and (patient is None or patient.deleted_at):
-            raise errors.Invalid(patient_id=f"There is no patient {self.patient_id}.")
-        if self.user_id != before[1] and (doctor is None or doctor.deleted_at):
-            raise errors.Invalid(user_id=f"There is no user {self.user_id}.")
-        if self.user_id != before[1] and doctor and not doctor.is_active:
-            raise errors.Invalid(user_id=f"The account of {doctor.name} is not active.")
-        set_committed_value(self, "patient", patient)
-        set_committed_value(self, "doctor", doctor)
+        self._set_people(*patient_and_doctor(self.patient_id, self.user_id, *before))
 
     def restore(self) -> None:
         """Raises `Conflict` while the patient is archived."""
         super().restore()
-        patient, doctor = _patient_and_doctor(self.patient_id, self.user_id)
+        patient, doctor = _lock_patient_and_doctor(self.patient_id, self.user_id)
         if patient is None or patient.deleted_at:
             raise errors.Conflict(f"Patient {self.patient_id} is archived. Restore the patient first.")
+        self._set_people(patient, doctor)
+
+    def _set_people(self, patient: Patient | None, doctor: User | None) -> None:
         set_committed_value(self, "patient", patient)
         set_committed_value(self, "doctor", doctor)
 
 
-def _patient_and_doctor(patient_id: int, user_id: int) -> tuple[Patient | None, User | None]:
-    """Both rows, kept from being archived until the commit; always locked in this order, so as not to deadlock."""
+def patient_and_doctor(
+    patient_id: int, user_id: int, old_patient_id: int | None = None, old_user_id: int | None = None
+) -> tuple[Patient | None, User | None]:
+    """Return the people that a clinical record names, and lock them until the commit.
+
+    Raises `Invalid` for a new patient or doctor who does not exist or is archived, and for a new doctor whose account
+    is not active. A person whom the record named before stays, whatever happened to them.
+    """
+    patient, doctor = _lock_patient_and_doctor(patient_id, user_id)
+    if patient_id != old_patient_id and (patient is None or patient.deleted_at):
+        raise errors.Invalid(patient_id=f"There is no patient {patient_id}.")
+    if user_id != old_user_id and (doctor is None or doctor.deleted_at):
+        raise errors.Invalid(user_id=f"There is no user {user_id}.")
+    if user_id != old_user_id and doctor and not doctor.is_active:
+        raise errors.Invalid(user_id=f"The account of {doctor.name} is not active.")
+    return patient, doctor
+
+
+def _lock_patient_and_doctor(patient_id: int, user_id: int) -> tuple[Patient | None, User | None]:
+    """Lock both rows until the commit, always in one order, so that two bookings do not deadlock."""
     with db.session.no_autoflush:
         pair = db.session.execute(
             select(User, Patient)
             .join_from(User, Patient, Patient.id == patient_id)
             .where(User.id == user_id)
             .with_for_update(key_share=True)
-            .execution_options(populate_existing=True)  # as they are now, after any wait
+            .execution_options(populate_existing=True)  # the rows as they are after the wait for the lock
         ).one_or_none()
         if pair is None:
             return db.session.get(Patient, patient_id), db.session.get(User, user_id)
@@ -802,38 +795,23 @@ def _clash(slots: Iterable[Slot]) -> errors.Conflict:
 
 
 def find(kind: type[Kind], record_id: int, *options: Any) -> Kind:
-    """One live record. Raises `NotFound`."""
+    """Return a record that is not archived. Raises `NotFound`."""
     return _one(kind, record_id, kind.live().options(*options))
 
 
 def find_any(kind: type[Kind], record_id: int, *options: Any) -> Kind:
-    """One record, archived or not. Raises `NotFound`."""
+    """Return a record, archived or not. Raises `NotFound`."""
     return _one(kind, record_id, select(kind).options(*options))
 
 
 def find_for_update(kind: type[Kind], record_id: int, *options: Any) -> Kind:
-    """One live record, kept from others' changes until the commit. Raises `NotFound`."""
+    """Return a record that is not archived and lock it until the commit. Raises `NotFound`."""
     return _one(kind, record_id, _locked(kind.live().options(*options), kind))
 
 
-def restored(kind: type[Kind], record_id: int, *options: Any) -> Kind:
-    """An archived record, brought back. Raises `NotFound`, or `Conflict` if it is not archived or cannot come back."""
-    if kind is Patient:
-        _lock_doctors_of(record_id)
-    record = _one(kind, record_id, _locked(select(kind).options(*options), kind))
-    record.restore()
-    return save(record)
-
-
-def _lock_doctors_of(patient_id: int) -> None:
-    """Those whose slots come back with an archived patient: the doctors first, as a booking does, and in one order. The
-    exclusion constraints wait for each other's rows, so that else two who restore would be in a deadlock."""
-    archived = select(Appointment.user_id).where(
-        Appointment.patient_id == patient_id, Appointment.deleted_at.is_not(None)
-    )
-    db.session.scalars(
-        select(User.id).where(User.id.in_(archived)).order_by(User.id).with_for_update(key_share=True)
-    ).all()
+def find_any_for_update(kind: type[Kind], record_id: int, *options: Any) -> Kind:
+    """Return a record, archived or not, and lock it until the commit. Raises `NotFound`."""
+    return _one(kind, record_id, _locked(select(kind).options(*options), kind))
 
 
 def _locked(records: Select[Kind], kind: type[Kind]) -> Select[Kind]:
@@ -845,51 +823,3 @@ def _one(kind: type[Kind], record_id: int, records: Select[Kind]) -> Kind:
     if record is None:
         raise errors.NotFound(f"There is no {kind.noun()} {record_id}.")
     return record
-
-
-def erasable(kind: type[Record], before: datetime) -> Select[int]:
-    """The ids of the records archived before this instant that no record refers to which is to stay.
-
-    What `erase` takes along with another record is not among them.
-    """
-    archived = [kind.deleted_at < before]
-    if kind is Image:
-        archived.append(Image.report_id.not_in(select(Report.id).where(Report.deleted_at < before)))
-    if kind is Report or kind is Appointment:
-        archived.append(kind.patient_id.not_in(erasable(Patient, before)))
-    for parent, column in ((Patient, "patient_id"), (User, "user_id")):
-        for child in (Report, Appointment) if kind is parent else ():
-            stays = child.deleted_at.is_(None) | (child.deleted_at >= before)
-            archived.append(~exists().where(getattr(child, column) == kind.id, stays))
-    return select(kind.id).where(*archived).order_by(kind.id)
-
-
-def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
-    """Erases an archived record for good, a patient with reports and appointments, a report with images: so that what
-    a killed purge leaves can be restored whole. False if it was restored meanwhile.
-
-    The history keeps what happened to them, without the values; the images are left for `media.sweep` to destroy.
-    """
-    db.session.scalar(select(kind.id).where(kind.id == record_id).with_for_update())  # waits for who restores it
-    record = db.session.scalar(select(kind).where(kind.id.in_(erasable(kind, before).where(kind.id == record_id))))
-    if record is None:
-        return False
-    doomed: list[Record] = [record]
-    if isinstance(record, Patient):
-        doomed[:0] = [*record.children(Report), *record.children(Appointment)]
-    reports = [one.id for one in doomed if isinstance(one, Report)]
-    _delete(db.session.scalars(select(Image).where(Image.report_id.in_(reports))).all())
-    _delete(one for one in doomed if one is not record)
-    if isinstance(record, User):
-        for table in (LoginSession, PasswordReset, IdempotencyKey):
-            db.session.execute(delete(table).where(table.user_id == record_id))
-    _delete([record])
-    return True
-
-
-def _delete(records: Iterable[Record]) -> None:
-    for record in records:
-        if isinstance(record, Image):
-            db.session.add(Upload(public_id=record.public_id, store=record.store, claimed_at=now()))
-        db.session.delete(record)
-    db.session.flush()

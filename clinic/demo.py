@@ -23,8 +23,7 @@ from sqlalchemy import Connection, func, select, text
 from werkzeug.datastructures import FileStorage
 
 from clinic import history as audit
-from clinic import images as media
-from clinic import rights as auth
+from clinic import images, passwords
 from models import (
     Appointment,
     AppointmentStatus,
@@ -210,7 +209,7 @@ class Clinic:
     def _make_staff(self) -> None:
         with db.engine.connect() as connection:
             taken = set(connection.scalars(select(User.email)))
-        password = auth.hash_password(self.password, ADMIN_EMAIL)  # one for all: bcrypt is slow on purpose
+        password = passwords.hash_password(self.password, ADMIN_EMAIL)  # one for all: bcrypt is slow on purpose
         staff = {"password": password, "is_active": True}
         if ADMIN_EMAIL not in taken:
             admin = {"first_name": "Ada", "last_name": "Admin", "email": ADMIN_EMAIL, "role": str(Role.ADMIN)}
@@ -287,14 +286,12 @@ class Clinic:
             FileStorage(draw(self.chance), f"{kind}-{number}-{image}.png")
             for image in range(1 + (self.chance.random() < 0.5))
         ]
-        report = Report(
-            diagnosis=f"{kind}: {diagnosis}.",
-            patient_id=self.chance.choice(self.patient_ids),
-            user_id=self.chance.choice(self.doctor_ids),
-        )
-        with media.sending(files) as images:
-            report.add_images(images)
+        people = {"patient_id": self.chance.choice(self.patient_ids), "user_id": self.chance.choice(self.doctor_ids)}
+        with images.uploaded(files) as uploads:
+            report = Report(diagnosis=f"{kind}: {diagnosis}.", **people)
+            uploads.attach_to(report)
             db.session.add(report)
+            db.session.commit()
         self.progress(1)
 
     # --- Writing ---

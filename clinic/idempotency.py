@@ -13,32 +13,31 @@ from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any
 
-from flask import Flask, g, has_request_context, request
+from flask import g, request
 from pydantic import BaseModel
-from sqlalchemy import delete, event, select, update
-from sqlalchemy.orm import Session, UOWTransaction
+from sqlalchemy import delete, select, update
 from werkzeug.datastructures import FileStorage
 
-from models import IdempotencyKey, Record, db, now, upsert
+from models import IdempotencyKey, Record
 from server import errors
+from server.database import affected_rows, db, now, upsert
 
 KEPT = timedelta(hours=24)
-LEASE = timedelta(minutes=10)  # for uploads: a crash does not bar the retry for a day
+LEASE = timedelta(minutes=10)  # of a request that uploads: a crash must not bar the retry for a day
 View = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to make the record of a key."""
+    """The right of one request to make the record of a key."""
 
-    kind: type[Record]
     user_id: int
     key: str
     claimed_at: datetime
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """Where the key's row is, as long as nobody else has taken it over."""
+        """Conditions for the key's row, which hold until another request takes the key over."""
         return (
             IdempotencyKey.user_id == self.user_id,
             IdempotencyKey.key == self.key,
@@ -48,56 +47,81 @@ class Claim:
 
 
 def idempotent(kind: type[Record], show: Callable[[int], Any], lease: bool = False) -> Callable[[View], View]:
-    """Has the view, which makes one `kind`, make it once for a key; a repetition is answered by `show(id)`.
+    """Run a view that makes one `kind` once for each key, and answer a repetition with `show(id)`.
 
-    The key commits with the record. With `lease`, for a view that sends uploads meanwhile, it is committed before.
+    The view says what it made by `made(record)`, and the key commits with the record. A view that uploads takes a
+    `lease`: its key is committed before the view runs, and deleted if the view fails.
     """
 
     def decorate(view: View) -> View:
         @wraps(view)
-        def once(**given: Any) -> Any:
+        def once(**arguments: Any) -> Any:
             key = request.headers.get("Idempotency-Key")
             if key is None:
-                return view(**given)
+                return view(**arguments)
             if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
                 raise errors.BadRequest("An Idempotency-Key has 1 to 255 visible ASCII characters, a UUID say.")
-            claim = Claim(kind, g.caller.id, key, now())
-            made = _claim(claim, _fingerprint(view.__name__, given))
-            if made is not None:
-                try:
-                    return show(made)
-                except errors.NotFound:
-                    raise errors.Conflict(
-                        f"{kind.__name__} {made}, made under this key, is archived or erased."
-                    ) from None
-            if lease:
-                db.session.commit()
-            g.idempotency_claim = claim
-            try:
-                return view(**given)
-            except BaseException:
-                if lease:  # only successes are kept
-                    db.session.rollback()
-                    db.session.execute(delete(IdempotencyKey).where(*claim.row))
-                    db.session.commit()
-                raise
-            finally:
-                g.pop("idempotency_claim")
+            claim = Claim(g.caller.id, key, now())
+            made_before = _claim(claim, _fingerprint(view.__name__, arguments))
+            if made_before is not None:
+                return _repeat(kind, made_before, show)
+            return _run(claim, view, arguments, lease)
 
         return once
 
     return decorate
 
 
-def _fingerprint(view: str, given: dict[str, Any]) -> str:
-    """Of the fields' values and each file's content: a form that is sent again has another boundary."""
+def _repeat(kind: type[Record], record_id: int, show: Callable[[int], Any]) -> Any:
+    try:
+        return show(record_id)
+    except errors.NotFound:
+        raise errors.Conflict(f"{kind.__name__} {record_id}, made under this key, is archived or erased.") from None
+
+
+def _run(claim: Claim, view: View, arguments: dict[str, Any], lease: bool) -> Any:
+    """Run the view under the claim. Commits the claim before it and deletes it after a failure, if it is a lease."""
+    if lease:
+        db.session.commit()
+    g.idempotency_claim = claim
+    try:
+        answer = view(**arguments)
+        if "idempotency_made" not in g:
+            raise RuntimeError(f"{view.__name__} is idempotent and must say by made() what it made")
+        return answer
+    except BaseException:
+        if lease:
+            db.session.rollback()
+            db.session.execute(delete(IdempotencyKey).where(*claim.row))
+            db.session.commit()
+        raise
+    finally:
+        g.pop("idempotency_claim")
+        g.pop("idempotency_made", None)
+
+
+def made(record: Record) -> None:
+    """Tie the key of this request, if it has one, to the record that the view made, in the same transaction.
+
+    Raises `Conflict` when another request has taken the key over.
+    """
+    claim: Claim | None = g.get("idempotency_claim")
+    if claim is None:
+        return
+    if affected_rows(update(IdempotencyKey).where(*claim.row).values(record_id=record.id)) != 1:
+        raise errors.Conflict("This request took too long, and another one with its key has taken over.")
+    g.idempotency_made = record.id
+
+
+def _fingerprint(view: str, arguments: dict[str, Any]) -> str:
+    """Return a digest of the fields' values and of each file's content: a form sent again has another boundary."""
 
     def plain(part: BaseModel | Sequence[FileStorage]) -> Any:
         if isinstance(part, BaseModel):
             return part.model_dump(mode="json")
         return [_sha256(file) for file in part]
 
-    content = json.dumps([view, {name: plain(part) for name, part in given.items()}], sort_keys=True)
+    content = json.dumps([view, {name: plain(part) for name, part in arguments.items()}], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -109,14 +133,14 @@ def _sha256(file: FileStorage) -> str:
 
 
 def _claim(claim: Claim, fingerprint: str) -> int | None:
-    """None when the record is the claimer's to make, else the id of the one that was made.
+    """Take the key and return None, or return the id of the record that was made under it.
 
-    Raises `Invalid` when the key was used for other content, `Conflict` while the first request is running.
+    Raises `Invalid` when the key was used for other content, and `Conflict` while the first request is running.
     """
     fresh = {"fingerprint": fingerprint, "claimed_at": claim.claimed_at, "record_id": None}
     mine = IdempotencyKey.user_id == claim.user_id, IdempotencyKey.key == claim.key
     row = None
-    while row is None:  # between the two statements, a first request that failed may take its key back
+    while row is None:  # a first request that fails deletes its key between these two statements
         inserted = db.session.execute(
             upsert(IdempotencyKey)
             .values(user_id=claim.user_id, key=claim.key, **fresh)
@@ -137,21 +161,6 @@ def _claim(claim: Claim, fingerprint: str) -> int | None:
     return int(row.record_id)
 
 
-def _after_flush(session: Session, _: UOWTransaction) -> None:
-    """Ties the key to the record, in the transaction that makes it."""
-    claim: Claim | None = g.get("idempotency_claim") if has_request_context() else None
-    for record in session.new if claim else ():
-        if claim and type(record) is claim.kind:
-            statement = update(IdempotencyKey).where(*claim.row).values(record_id=record.id)
-            if session.connection().execute(statement).rowcount != 1:
-                raise errors.Conflict("This request took too long, and another one with its key has taken over.")
-
-
 def sweep() -> int:
-    """Forgets keys that have lost their effect. Returns how many."""
-    return int(db.session.execute(delete(IdempotencyKey).where(IdempotencyKey.claimed_at < now() - KEPT)).rowcount)  # type: ignore[attr-defined]
-
-
-def init_app(app: Flask) -> None:
-    if not event.contains(Session, "after_flush", _after_flush):
-        event.listen(Session, "after_flush", _after_flush)
+    """Delete keys older than `KEPT` and return how many."""
+    return affected_rows(delete(IdempotencyKey).where(IdempotencyKey.claimed_at < now() - KEPT))

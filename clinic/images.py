@@ -27,8 +27,9 @@ from flask import Flask, Response, current_app, request, send_file
 from sqlalchemy import delete, insert, select, update
 from werkzeug.datastructures import FileStorage
 
-from models import Image, Upload, db, now
+from models import Image, Report, Upload
 from server import errors, pictures
+from server.database import db, now, refuse_open_transaction
 from server.multipart import FILE_LIMIT, MOST_FILES
 from server.pictures import Picture
 
@@ -289,73 +290,85 @@ def _send(store: Store, picture: Picture, public_id: str) -> str:
         return store.put(picture, public_id)
 
 
-def _send_all(uploads: dict[str, Picture]) -> list[str]:
-    """Sends side by side; returns each image_url. Raises `ImageStoreFailed` once none is under way any more."""
+def _send_all(uploads: dict[str, Picture]) -> dict[str, str]:
+    """Send the pictures side by side and return each image_url. Waits for all before it raises `ImageStoreFailed`."""
+    store = stores().chosen
     with ThreadPoolExecutor(min(SENDERS, len(uploads)), thread_name_prefix="upload") as senders:
-        sent = [senders.submit(_send, stores().chosen, picture, public_id) for public_id, picture in uploads.items()]
-        wait(sent, return_when=FIRST_EXCEPTION)
-        for one in sent:
-            one.cancel()  # only what has not begun
-    failures = [error for one in sent if not one.cancelled() and (error := one.exception())]
+        sent = {one: senders.submit(_send, store, picture, one) for one, picture in uploads.items()}
+        wait(sent.values(), return_when=FIRST_EXCEPTION)
+        for future in sent.values():
+            future.cancel()  # only what has not begun
+    failures = [error for one in sent.values() if not one.cancelled() and (error := one.exception())]
     for failure in failures:
         log.error("the image store failed: %s", failure)
         if not isinstance(failure, StoreError):
             raise failure
     if failures:
         raise errors.ImageStoreFailed("The image store failed. Nothing was saved; please try again.")
-    return [one.result() for one in sent]
+    return {one: future.result() for one, future in sent.items()}
 
 
-@contextmanager
-def sending(files: Sequence[FileStorage]) -> Iterator[list[Image]]:
-    """Sends the files and gives their rows, to be tied to a report within; commits at the end.
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """Images that are in the store and that no report has yet."""
 
-    No transaction is open while they are looked at and sent. If anything fails, within or here, none of them stays in
-    the store.
-    """
-    db.session.rollback()  # looking at pictures takes its time, too
-    uploads = {secrets.token_hex(20): picture for picture in _checked(files)}
-    try:
-        if uploads:
-            with db.engine.begin() as connection:
-                store = stores().chosen.name
-                connection.execute(insert(Upload), [{"public_id": one, "store": store} for one in uploads])
-        urls = _send_all(uploads) if uploads else []
-        _strike_out(uploads)
-        yield [
+    pictures: Mapping[str, Picture]  # by public_id
+    urls: Mapping[str, str]
+
+    def attach_to(self, report: Report, replace: bool = False) -> None:
+        """Give the images to the report, in the transaction that is open. Raises `ImageStoreFailed` after a sweep."""
+        with db.session.no_autoflush:  # a change of the report and of its images is one new version
+            self._strike_out()
+        images = [
             Image(
                 public_id=public_id,
-                image_url=url,
+                image_url=self.urls[public_id],
                 format=picture.format,
                 width=picture.width,
                 height=picture.height,
                 bytes=picture.bytes,
                 sha256=picture.sha256,
             )
-            for (public_id, picture), url in zip(uploads.items(), urls, strict=True)
+            for public_id, picture in self.pictures.items()
         ]
-        db.session.commit()
+        report.add_images(images, replace)
+
+    def _strike_out(self) -> None:
+        """Delete the rows of the uploads. A sweep claims uploads that take over an hour."""
+        if not self.pictures:
+            return
+        struck = db.session.execute(
+            delete(Upload)
+            .where(Upload.public_id.in_(list(self.pictures)), Upload.claimed_at.is_(None))
+            .returning(Upload.public_id)
+        ).all()
+        if len(struck) != len(self.pictures):
+            raise errors.ImageStoreFailed("The images took too long to send. Nothing was saved; please try again.")
+
+
+@contextmanager
+def uploaded(files: Sequence[FileStorage]) -> Iterator[Uploads]:
+    """Check the files and send them to the store; take them back if the block fails.
+
+    The block makes or changes the report and commits it. No transaction may be open when this begins.
+    Raises `TooLarge`, `Invalid` or `ImageStoreFailed`.
+    """
+    refuse_open_transaction("uploaded")
+    sending = {secrets.token_hex(20): picture for picture in _checked(files)}
+    try:
+        if sending:
+            store = stores().chosen.name
+            with db.engine.begin() as connection:
+                connection.execute(insert(Upload), [{"public_id": one, "store": store} for one in sending])
+        yield Uploads(sending, _send_all(sending) if sending else {})
     except BaseException:
         db.session.rollback()
-        if uploads:
-            _take_back(list(uploads))
+        if sending:
+            _take_back(list(sending))
         raise
     finally:
-        for picture in uploads.values():
+        for picture in sending.values():
             picture.close()
-
-
-def _strike_out(public_ids: Sequence[str] | dict[str, Picture]) -> None:
-    """Takes the uploads off the list, in the report's transaction. Raises `ImageStoreFailed` if a sweep was faster."""
-    if not public_ids:
-        return
-    struck = db.session.execute(
-        delete(Upload)
-        .where(Upload.public_id.in_(list(public_ids)), Upload.claimed_at.is_(None))
-        .returning(Upload.public_id)
-    ).all()
-    if len(struck) != len(public_ids):
-        raise errors.ImageStoreFailed("The images took too long to send. Nothing was saved; please try again.")
 
 
 def _take_back(public_ids: list[str]) -> None:

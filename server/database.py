@@ -4,7 +4,8 @@ import random
 import select as select_module
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,9 @@ from alembic.script import ScriptDirectory
 from flask import Flask, current_app, has_request_context, request
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, event
+from sqlalchemy import Connection, CursorResult, DateTime, Delete, Dialect, Engine, MetaData, Update, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DisconnectionError, IntegrityError
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
 
@@ -80,16 +81,17 @@ def upsert(table: type[Base]) -> Any:
     return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[db.engine.dialect.name](table)
 
 
-def _is_worth_another_try(error: Exception) -> bool:
-    if isinstance(error, IntegrityError) and errors.constraint_of(error) == "uq_patients_mrn":
-        return True  # another draw of the number
-    return errors.is_passing(error)
+TRIES = 8  # of a transaction that lost a race: within two seconds or so
 
 
-def in_transaction(work: Callable[[], Result], tries: int = 8) -> Result:
-    """What `work` returns, its changes committed; all undone if it raises. Tried again when it lost a race, a little
-    later each time: within two seconds or so."""
-    for attempt in range(1, tries + 1):
+def in_transaction(work: Callable[[], Result]) -> Result:
+    """Return what `work` returns and commit its changes; roll back if it raises.
+
+    A transaction that lost a race is tried again, a little later each time. It may run within another `in_transaction`
+    after `outside_transaction`: the outer one does not repeat what the inner one gave up.
+    """
+    attempt = 1
+    while True:
         try:
             result = work()
             db.session.commit()
@@ -97,10 +99,36 @@ def in_transaction(work: Callable[[], Result], tries: int = 8) -> Result:
         except Exception as error:
             db.session.rollback()
             db.session.expunge_all()
-            if attempt == tries or not _is_worth_another_try(error):
+            if not errors.is_worth_another_try(error):
                 raise
-            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
-    raise AssertionError("unreachable")
+            if attempt == TRIES:
+                raise errors.from_database(error) or error from error
+        time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+        attempt += 1
+
+
+@contextmanager
+def outside_transaction() -> Iterator[None]:
+    """Commit the open transaction. Hash and upload within: they take long and must hold neither lock nor connection.
+
+    What follows is another transaction, so look again at what was read before.
+    """
+    db.session.commit()
+    yield
+
+
+def refuse_open_transaction(what: str) -> None:
+    """Raise RuntimeError if the session has a transaction open: `what` takes long."""
+    if db.session().in_transaction():
+        raise RuntimeError(f"{what} takes long and must run outside of a transaction: use outside_transaction()")
+
+
+def affected_rows(statement: Delete | Update) -> int:
+    """Execute the statement in the session and return how many rows it changed."""
+    result: CursorResult[Any] = db.session.execute(  # type: ignore[assignment]
+        statement, execution_options={"synchronize_session": False}
+    )
+    return result.rowcount
 
 
 def _reads_only() -> bool:

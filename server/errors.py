@@ -91,13 +91,19 @@ class Unavailable(APIError):
         super().__init__(msg, headers={"Retry-After": "5"})
 
 
-# What a constraint of the database says to a person; filled by `explain`, beside each table.
+# What a violation of each constraint says to a person; `explain` fills it, beside each table.
 _broken: dict[str, APIError] = {}
+_drawn_again: set[str] = set()
 
 
 def explain(constraint: str, error: APIError) -> None:
-    """Have the breaking of `constraint` answered as `error`."""
+    """Answer a violation of `constraint` with `error`."""
     _broken[constraint] = error
+
+
+def draw_again(constraint: str) -> None:
+    """Try a transaction again that violates `constraint`, because another try draws another random value."""
+    _drawn_again.add(constraint)
 
 
 def constraint_of(error: DBAPIError) -> str:
@@ -127,6 +133,11 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, StaleDataError):
         return True
     return isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) in _PASSING
+
+
+def is_worth_another_try(error: Exception) -> bool:
+    """Return whether the same transaction may succeed when it is tried again."""
+    return is_passing(error) or (isinstance(error, IntegrityError) and constraint_of(error) in _drawn_again)
 
 
 def from_database(error: Exception) -> APIError | None:

@@ -27,8 +27,9 @@ from conftest import (
 )
 from flask import Flask
 
-from models import Patient, db, erasable, erase
-from server.database import in_transaction
+from clinic.archive import erasable, erase
+from models import Patient
+from server.database import db, in_transaction
 
 KINDS = ("user", "patient", "appointment", "reports")
 

@@ -13,8 +13,8 @@ from flask import Flask
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
-from clinic.rights import limiter
 from models import AuditEntry, LoginSession, SignInTries, now
+from server.limits import limiter
 
 MakeApp = Callable[..., Flask]
 HOME, CLINIC = "198.51.100.7", "203.0.113.9"

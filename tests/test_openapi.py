@@ -10,6 +10,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 import models
 import schemas
+from clinic import accounts
 from clinic import rights as auth
 from server import multipart as forms
 from server import openapi
@@ -121,7 +122,7 @@ def send_example(client: Client, name: str, media_type: str) -> Any:
         body = dict(example_of(doc, op["requestBody"]["content"][media_type]["schema"]))
         if name == "reset_password":
             with client.app.app_context():
-                body["token"] = (auth.new_reset_link(schemas.EXAMPLES["email"]) or "").partition("token=")[2]
+                body["token"] = (accounts.new_reset_link(schemas.EXAMPLES["email"]) or "").partition("token=")[2]
         if media_type == "application/json":
             sent["json"] = body
         else:

@@ -1,0 +1,211 @@
+"""Accounts: sign up, sign in, change an account, set a new password."""
+
+import hashlib
+import logging
+import secrets
+from datetime import datetime, timedelta
+from typing import Any
+
+from flask import current_app, g, request
+from sqlalchemy import bindparam, delete, exists, literal, select, update
+
+import models
+from clinic import history as audit
+from clinic import lockout, passwords, rights, sessions
+from models import PasswordReset, Role, User
+from schemas import TokensOut, UserIn, spelled_email
+from server import database, errors, fast_reads
+from server.database import affected_rows, db, now, outside_transaction
+from server.limits import client_address
+
+log = logging.getLogger("hosi.auth")
+
+RESET_LIFETIME = timedelta(hours=1)
+MAILED_AGAIN_AFTER = timedelta(minutes=1)  # so that a stranger cannot fill a mailbox
+
+
+def register(account: UserIn) -> User:
+    """Make an account, as `SIGNUP` or a signed-in administrator allows. Raises `Forbidden` or `Conflict`."""
+    if "Authorization" in request.headers:
+        g.caller = sessions.identify()
+    by_admin = "caller" in g and rights.caller().is_admin
+    setting = current_app.config
+    first = (
+        not by_admin
+        and account.role == Role.ADMIN
+        and setting["FLASK_ENV"] != "production"
+        and db.session.scalar(User.admins()) is None
+    )
+    if not by_admin and not first:
+        if account.role == Role.ADMIN:
+            raise errors.Forbidden("Only an administrator can make an administrator.")
+        if setting["SIGNUP"] == "closed":
+            raise errors.Forbidden("Sign-up is closed. Please ask an administrator for an account.")
+    return create(account, is_active=by_admin or first or setting["SIGNUP"] == "open")
+
+
+def create(account: UserIn, is_active: bool) -> User:
+    """Make an account, whoever asks. Ends the open transaction for the hashing. Raises `Invalid` or `Conflict`."""
+    user = User(**account.model_dump(exclude={"password"}), is_active=is_active)
+    with outside_transaction():
+        user.password = passwords.hash_password(account.password, account.email, account.first_name, account.last_name)
+    return models.save(user)
+
+
+def change(user: User, changes: dict[str, Any]) -> None:
+    """Change an account as far as the caller may. Raises `Forbidden` or `Conflict`."""
+    email = user.email
+    rights.change(user, changes)
+    if user.email != email:
+        lockout.move_tries(email, user.email)
+
+
+# One row, for an unknown email too: whether a counter is locked, and whose email it is.
+_known = (
+    select(lockout.locks.exists().label("is_locked"), User.id, User.password, User.deleted_at)
+    .select_from(select(literal(1).label("one")).subquery())
+    .outerjoin(User, User.email == bindparam("email"))
+)
+_whose = select(User.id).where(User.email == bindparam("email"))
+_signing_in = (
+    select(User.__table__).where(User.id == bindparam("id"), User.deleted_at.is_(None)).with_for_update(key_share=True)
+)
+
+
+def _check_password(email: str, password: str) -> tuple[int, str] | None:
+    """Return the user's id and password hash if the password is right; the commit is the caller's.
+
+    A wrong password is counted and committed. No transaction may be open. Raises `TooManyRequests` while locked.
+    """
+    address = client_address()
+    mine = {"email": email, "address": address, "now": now()}
+    [(is_locked, user_id, known_hash, archived_at)] = fast_reads.read(_known, mine)
+    fast_reads.stop()
+    whose = f"user {user_id}" if user_id else "an unknown email"
+    try:
+        if is_locked:
+            with database.reader() as connection:
+                lockout.refuse_while_locked(connection, email, address, connection.execute(lockout.locks, mine))
+        right = passwords.is_right(password, None if archived_at else known_hash)
+        lockout.count_try(email, address, right)
+    except errors.TooManyRequests:
+        log.warning("sign-in from %s refused for %s: locked", address, whose)
+        raise
+    if right and user_id and known_hash:
+        return user_id, known_hash
+    if db.session.scalar(_whose, {"email": email}) != user_id:  # the email has changed hands: count again
+        db.session.rollback()
+        return _check_password(email, password)
+    log.warning("sign-in from %s failed for %s", address, whose)
+    audit.note_sign_in("sign-in failed", user_id, {"email": email, "address": address})
+    db.session.commit()
+    return None
+
+
+def sign_in(email: str, password: str) -> TokensOut:
+    """Return tokens for the right password.
+
+    Raises `Unauthorized`, `TooManyRequests` while locked, or `Forbidden` for an account that is not active.
+    """
+    email = spelled_email(email) or ""  # what no account can have may be a password: it is kept nowhere
+    proved = _check_password(email, password)
+    if proved is None:
+        raise errors.Unauthorized("The email or the password is wrong.")
+    user_id, known_hash = proved
+    rehashed = None
+    if passwords.is_outdated(known_hash):
+        with outside_transaction():
+            rehashed = passwords.rehash(password)
+    user = db.session.connection().execute(_signing_in, {"id": user_id}).one_or_none()
+    if user is None or (user.password, user.email) != (known_hash, email):  # changed during the hashing
+        db.session.rollback()
+        return sign_in(email, password)
+    if not user.is_active:
+        audit.note_sign_in("sign-in refused", user.id, {"email": email, "address": client_address()})
+        db.session.commit()
+        raise errors.Forbidden("Your account is not active. An administrator has to approve it.")
+    if rehashed:
+        # People see no change of the record, so it gets no new version and the other logins go on.
+        db.session.execute(
+            update(User).where(User.id == user.id).values(password=rehashed, updated_at=User.updated_at),
+            execution_options={"synchronize_session": False},
+        )
+    return sessions.open_session(user)
+
+
+def change_own_password(current: str, new: str) -> TokensOut:
+    """Set the caller's password, end all of the caller's logins and open a new one.
+
+    Ends the open transaction for the hashing. Raises `Unauthorized` if `current` is wrong, and `Conflict` if the
+    account changes meanwhile.
+    """
+    user = models.find(User, rights.caller().id)
+    email, names = user.email, (user.first_name, user.last_name)
+    with outside_transaction():
+        proved = _check_password(email, current)
+    if proved is None:
+        raise errors.Unauthorized("The current password is wrong.")
+    with outside_transaction():
+        new_hash = passwords.hash_password(new, email, *names, field="new_password")
+    user = models.find_for_update(User, rights.caller().id)
+    if (user.id, user.password) != proved or user.email != email or not user.is_active:
+        raise errors.Conflict("Your account was changed just now. Please sign in again.")
+    user.change({"password": new_hash})
+    return sessions.open_session(user)
+
+
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def new_reset_link(email: str, unless_since: datetime | None = None) -> str | None:
+    """Return a link to set a new password, good once and for an hour. Commits.
+
+    None where there is no such active user, or where a link was made after `unless_since`.
+    """
+    mine = User.live().where(User.email == spelled_email(email), User.is_active)
+    user = db.session.scalar(mine.with_for_update(key_share=True))
+    if user is None:
+        return None
+    former = PasswordReset.user_id == user.id
+    if unless_since:
+        fresh = exists().where(former, PasswordReset.expires_at > unless_since + RESET_LIFETIME)
+        if db.session.scalar(select(fresh)):
+            return None
+    token = secrets.token_urlsafe(32)
+    db.session.execute(delete(PasswordReset).where(former))
+    db.session.add(PasswordReset(token_sha256=_sha256(token), user_id=user.id, expires_at=now() + RESET_LIFETIME))
+    db.session.commit()
+    address: str = current_app.config["PASSWORD_RESET_URL"]
+    return f"{address}{'&' if '?' in address else '?'}token={token}"
+
+
+def reset_link_to_mail(email: str) -> str | None:
+    """Return a new link; None where there is no such active user, or where one was mailed a moment ago. Commits."""
+    return new_reset_link(email, unless_since=now() - MAILED_AGAIN_AFTER)
+
+
+def reset_password(token: str, password: str) -> None:
+    """Set the password by the token of a reset link. Ends the open transaction for the hashing.
+
+    Raises `Invalid` for a token that is unknown, used or too old.
+    """
+    good = PasswordReset.token_sha256 == _sha256(token), PasswordReset.expires_at > now()
+    refusal = errors.Invalid(token="This link is not valid any more. Please ask for a new one.")
+    user = db.session.scalar(User.live().join(PasswordReset, PasswordReset.user_id == User.id).where(*good))
+    if user is None:
+        raise refusal
+    user_id, email = user.id, user.email
+    with outside_transaction():
+        new_hash = passwords.hash_password(password, email, user.first_name, user.last_name)
+    lockout.forget_tries(email)  # before the user's row: a login locks in this order, too
+    user = models.find_for_update(User, user_id)
+    if not affected_rows(delete(PasswordReset).where(*good)):
+        raise refusal
+    user.change({"password": new_hash})
+
+
+def sweep() -> int:
+    """Delete login sessions that ended a month ago, and counters and reset links without effect. Returns how many."""
+    expired = affected_rows(delete(PasswordReset).where(PasswordReset.expires_at < now()))
+    return sessions.forget_old_sessions() + expired + lockout.forget_old_tries()

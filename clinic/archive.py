@@ -1,0 +1,98 @@
+"""Brings archived records back, and erases for good what has long been archived."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, delete, exists, select
+
+import models
+from models import (
+    Appointment,
+    IdempotencyKey,
+    Image,
+    LoginSession,
+    PasswordReset,
+    Patient,
+    Record,
+    Report,
+    Upload,
+    User,
+)
+from server.database import db, now
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+def restored(kind: type[Kind], record_id: int, *options: Any) -> Kind:
+    """Bring an archived record back and return it.
+
+    Raises `NotFound`, or `Conflict` if it is not archived or if something is in its way.
+    """
+    if kind is Patient:
+        _lock_doctors_of(record_id)
+    record = models.find_any_for_update(kind, record_id, *options)
+    record.restore()
+    return models.save(record)
+
+
+def _lock_doctors_of(patient_id: int) -> None:
+    """Lock the doctors whose slots come back with an archived patient, by id and before the patient.
+
+    A booking locks in this order, too. The exclusion constraints wait for each other's rows, so two restores in another
+    order would deadlock.
+    """
+    archived = select(Appointment.user_id).where(
+        Appointment.patient_id == patient_id, Appointment.deleted_at.is_not(None)
+    )
+    db.session.scalars(
+        select(User.id).where(User.id.in_(archived)).order_by(User.id).with_for_update(key_share=True)
+    ).all()
+
+
+def erasable(kind: type[Record], before: datetime) -> Select[int]:
+    """Select the ids of records that were archived before this instant and that no remaining record refers to.
+
+    Records that `erase` takes along with their patient or report are not among them.
+    """
+    archived = [kind.deleted_at < before]
+    if kind is Image:
+        archived.append(Image.report_id.not_in(select(Report.id).where(Report.deleted_at < before)))
+    if kind is Report or kind is Appointment:
+        archived.append(kind.patient_id.not_in(erasable(Patient, before)))
+    for parent, column in ((Patient, "patient_id"), (User, "user_id")):
+        for child in (Report, Appointment) if kind is parent else ():
+            stays = child.deleted_at.is_(None) | (child.deleted_at >= before)
+            archived.append(~exists().where(getattr(child, column) == kind.id, stays))
+    return select(kind.id).where(*archived).order_by(kind.id)
+
+
+def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
+    """Erase an archived record for good: a patient with reports and appointments, a report with its images.
+
+    They go in one transaction, so that a purge that is killed leaves whole records. Returns False if the record was
+    restored meanwhile. The history keeps the entries without their values; `images.sweep` destroys the images.
+    """
+    db.session.scalar(select(kind.id).where(kind.id == record_id).with_for_update())  # waits for a restore
+    record = db.session.scalar(select(kind).where(kind.id.in_(erasable(kind, before).where(kind.id == record_id))))
+    if record is None:
+        return False
+    doomed: list[Record] = [record]
+    if isinstance(record, Patient):
+        doomed[:0] = [*record.children(Report), *record.children(Appointment)]
+    reports = [one.id for one in doomed if isinstance(one, Report)]
+    _delete(db.session.scalars(select(Image).where(Image.report_id.in_(reports))).all())
+    _delete(one for one in doomed if one is not record)
+    if isinstance(record, User):
+        for table in (LoginSession, PasswordReset, IdempotencyKey):
+            db.session.execute(delete(table).where(table.user_id == record_id))
+    _delete([record])
+    return True
+
+
+def _delete(records: Iterable[Record]) -> None:
+    for record in records:
+        if isinstance(record, Image):
+            db.session.add(Upload(public_id=record.public_id, store=record.store, claimed_at=now()))
+        db.session.delete(record)
+    db.session.flush()

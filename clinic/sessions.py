@@ -1,0 +1,182 @@
+"""Login sessions and their tokens: open one, refresh it, end it, and find the caller of a request by it."""
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, cast
+
+import jwt
+from flask import Flask, current_app, request
+from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Row, Table, bindparam, delete, insert, select, update
+
+from clinic import history as audit
+from models import LARGEST_ID, LoginSession, Role, User
+from schemas import TokensOut, UserOut
+from server import errors, fast_reads
+from server.database import affected_rows, db, now
+from server.limits import client_address
+
+log = logging.getLogger("hosi.auth")
+tokens = JWTManager()
+
+ACCESS, REFRESH = "access", "refresh"
+GRACE = timedelta(seconds=10)  # two tabs, or a retry on a bad line, may send one refresh token twice
+KEPT = timedelta(days=30)  # after its end, for `clinic.lockout` to know where its owner signed in from
+_ENDED = "This login has ended. Please sign in again."
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The user who sent the request, and the login session of the request's token."""
+
+    id: int
+    role: str
+    session_id: int
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role == Role.ADMIN
+
+
+class Claims(BaseModel):
+    """The claims of a token (RFC 7519)."""
+
+    model_config = ConfigDict(strict=True)
+
+    type: str
+    sub: str  # the user's id
+    sid: int = Field(ge=1, le=LARGEST_ID)  # the login session's id
+    iat: int
+    exp: int
+    gen: int = 0  # of a refresh token: the generation of its session, from 1 on
+
+
+@lru_cache(maxsize=4096)
+def _verified(token: str, key: str) -> Claims:
+    """Return the claims of a token whose signature is right. The caller checks `exp` at each use."""
+    claims = jwt.decode(
+        token,
+        key,
+        algorithms=["HS256"],  # RFC 8725 section 3.1: never the algorithm that the token names
+        options={"verify_exp": False, "verify_iat": False, "verify_nbf": False},  # the servers' clocks may differ
+    )
+    return Claims.model_validate(claims)
+
+
+def _claims(purpose: str) -> Claims:
+    """Return the claims of the bearer token, which must be for this purpose. Raises `Unauthorized`."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise errors.Unauthorized(f"Please sign in: this needs the header Authorization: Bearer <{purpose} token>.")
+    try:
+        claims = _verified(token.strip(), current_app.config["JWT_SECRET_KEY"])
+    except (jwt.PyJWTError, ValueError, RecursionError):  # RecursionError: a header of thousands of brackets
+        raise errors.Unauthorized("This token is not valid. Please sign in again.") from None
+    if claims.type != purpose:
+        raise errors.Unauthorized(f"This is not {'an access' if purpose == ACCESS else 'a refresh'} token.")
+    if claims.exp <= now().timestamp():
+        raise errors.Unauthorized("This token has expired. Refresh it or sign in again.")
+    return claims
+
+
+_session_and_user = (
+    select(User.id, User.role)
+    .join(LoginSession, User.id == LoginSession.user_id)
+    .where(LoginSession.id == bindparam("sid"), LoginSession.expires_at > bindparam("now"))
+    .where(LoginSession.ended_at.is_(None), User.is_active, User.deleted_at.is_(None))
+)
+
+
+def identify() -> Caller:
+    """Return the caller, by one SQL statement. Raises `Unauthorized`."""
+    claims = _claims(ACCESS)
+    rows = fast_reads.read(_session_and_user, {"sid": claims.sid, "now": now()})
+    if request.method not in ("GET", "HEAD"):
+        fast_reads.stop()  # the SQLAlchemy session has a connection of its own
+    if not rows or str(rows[0][0]) != claims.sub:
+        raise errors.Unauthorized(_ENDED)
+    [(user_id, role)] = rows
+    return Caller(user_id, role, claims.sid)
+
+
+def _tokens(user: User | Row[Any], session_id: int, generation: int) -> TokensOut:
+    identity = str(user.id)
+    return TokensOut(
+        user=UserOut.of(user),
+        access_token=create_access_token(identity, additional_claims={"sid": session_id}),
+        refresh_token=create_refresh_token(identity, additional_claims={"sid": session_id, "gen": generation}),
+    )
+
+
+def _refresh_lifetime() -> timedelta:
+    lifetime: timedelta = current_app.config["JWT_REFRESH_TOKEN_EXPIRES"]
+    return lifetime
+
+
+_sessions = cast(Table, LoginSession.__table__)
+_new_session = insert(_sessions).returning(_sessions.c.id)
+
+
+def open_session(user: User | Row[Any]) -> TokensOut:
+    """Open a login session of this user on the calling device and write the sign-in into the history."""
+    address = client_address()
+    session = {
+        "user_id": user.id,
+        "expires_at": now() + _refresh_lifetime(),
+        "device": request.headers.get("User-Agent", "")[:200].replace("\0", ""),
+        "address": address,
+        "signed_in_from": address,
+    }
+    session_id: int = db.session.connection().execute(_new_session, session).scalar_one()
+    audit.note_sign_in("sign-in", user.id, {"email": user.email, "address": address, "login": session_id})
+    return _tokens(user, session_id, generation=1)
+
+
+def refresh_session() -> TokensOut:
+    """Return a new pair of tokens for the request's refresh token. Raises `Unauthorized`.
+
+    A refresh token that comes again later than `GRACE` ends its session and commits that: it may be stolen.
+    """
+    claims = _claims(REFRESH)
+    session = db.session.scalar(
+        select(LoginSession)
+        .where(LoginSession.id == claims.sid, LoginSession.ended_at.is_(None), LoginSession.expires_at > now())
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    user = db.session.scalar(User.live().where(User.id == session.user_id, User.is_active)) if session else None
+    if session is None or user is None or str(user.id) != claims.sub or not 0 < claims.gen <= session.generation:
+        raise errors.Unauthorized(_ENDED)
+    moment, earliest = now(), (now() - GRACE).timestamp()
+    first_uses = {gen: used for gen, used in (session.first_uses or {}).items() if used >= earliest}
+    if claims.gen == session.generation:
+        session.first_uses = {**first_uses, str(claims.gen): moment.timestamp()}
+        session.generation += 1
+        session.last_used_at = moment
+        session.expires_at = moment + _refresh_lifetime()
+        session.address = client_address()
+    elif str(claims.gen) not in first_uses:
+        session.ended_at = moment
+        db.session.commit()
+        log.warning("refresh token of login session %d was used again: session ended", session.id)
+        raise errors.Unauthorized("This refresh token was used before. The login has ended; please sign in again.")
+    return _tokens(user, session.id, session.generation)
+
+
+def end_sessions(user_id: int, only: int | None = None) -> int:
+    """End all open login sessions of a user, or the session `only`. Returns how many were still open."""
+    ended = update(LoginSession).where(*LoginSession.is_open(user_id)).values(ended_at=now())
+    return affected_rows(ended if only is None else ended.where(LoginSession.id == only))
+
+
+def forget_old_sessions() -> int:
+    """Delete the sessions that ended or expired before `KEPT`, and return how many."""
+    past = now() - KEPT
+    return affected_rows(delete(LoginSession).where((LoginSession.expires_at < past) | (LoginSession.ended_at < past)))
+
+
+def init_app(app: Flask) -> None:
+    tokens.init_app(app)

@@ -1,0 +1,75 @@
+"""Limits how many requests one address may send to a view."""
+
+import ipaddress
+import math
+import re
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from flask import Flask, Response, current_app, request
+from flask_limiter import Limiter, RateLimitExceeded
+from flask_limiter.util import get_qualified_name
+
+from server import errors
+
+
+def client_address() -> str:
+    """Return the address that sent the request; of IPv6 its /64, because one subscriber owns a whole /64."""
+    text = re.sub(r"^\[(.+)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", request.remote_addr or "")  # some proxies add the port
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+# When Redis is away the limiter counts in memory: an outage must not lock anybody out.
+limiter = Limiter(
+    client_address,
+    in_memory_fallback_enabled=True,
+    storage_options={"socket_connect_timeout": 1, "socket_timeout": 1},  # seconds
+)
+
+
+@cache
+def is_limited(view: Callable[..., Any]) -> bool:
+    """Return whether requests to this view are counted by address."""
+    return bool(limiter.limit_manager.decorated_limits(get_qualified_name(view)))
+
+
+def _on_rate_limit(error: RateLimitExceeded) -> Response:
+    reset_at = limiter.current_limit.reset_at if limiter.current_limit else 0
+    seconds = max(1, math.ceil(reset_at - time.time()))
+    return errors.respond(
+        errors.TooManyRequests(
+            f"Too many requests from your address ({error.description}). Please wait {seconds} seconds.",
+            headers={"Retry-After": str(seconds)},
+        )
+    )
+
+
+def init_app(app: Flask) -> None:
+    hooks: Any = app.before_request_funcs[None], app.after_request_funcs[None], app.teardown_request_funcs[None]
+    known = [len(several) for several in hooks]
+    limiter.init_app(app)
+    app.register_error_handler(RateLimitExceeded, _on_rate_limit)
+    for several, others in zip(hooks, known, strict=True):
+        several[others:] = [_where_limited(hook) for hook in several[others:]]
+
+
+def _where_limited(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Flask-Limiter's hooks look for limits at every request, which costs more than most requests; few have any."""
+
+    def hooked(*args: Any) -> Any:
+        view = current_app.view_functions.get(request.endpoint or "")
+        if view and is_limited(view):
+            return hook(*args)
+        return args[0] if args else None  # what a hook after a request is given, it gives back
+
+    return hooked
