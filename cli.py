@@ -1,4 +1,4 @@
-"""The `flask` commands."""
+"""The `flask` commands of the project."""
 
 import random
 import re
@@ -73,10 +73,10 @@ class Age(click.ParamType[timedelta]):
 @click.option("--dry-run", is_flag=True, help="only say what would be erased")
 @with_appcontext
 def purge(older_than: timedelta | None, dry_run: bool) -> None:
-    """Sweep what is of no use any more, and erase what has long been archived.
+    """Delete leftovers, and erase records that were archived long ago.
 
-    Swept are images that a crash left behind, ended logins and old counts. Only --older-than erases records, with their
-    images; their history keeps that they were there, but no values. It may be stopped at any point and run again.
+    Leftovers are images that a crash left behind, ended logins and old counters. Only --older-than erases records, with
+    their images; the history keeps their entries without the values. You can stop this command and run it again.
     """
     if older_than is None and dry_run:
         raise click.UsageError("--dry-run goes with --older-than.")
@@ -93,7 +93,7 @@ def purge(older_than: timedelta | None, dry_run: bool) -> None:
 
 
 def erase(before: datetime, dry_run: bool) -> None:
-    """Erases what was archived before this instant: each in a transaction of its own, a patient's records with it."""
+    """Erase what was archived before this instant, each record in its own transaction."""
     for kind, what in (
         (Patient, "patients, each with reports and appointments,"),
         (Report, "other reports, each with images,"),
@@ -113,14 +113,14 @@ def erase(before: datetime, dry_run: bool) -> None:
 
 @click.group("audit")
 def audit_group() -> None:
-    """The record history, and whether anyone has tampered with it."""
+    """Check the record history for tampering."""
 
 
 @audit_group.command("verify")
 @click.option("--head", help="what `flask audit head` printed earlier: finds an older copy of the database put back")
 @with_appcontext
 def audit_verify(head: str | None) -> None:
-    """Check the whole history; say what is wrong with which record."""
+    """Check the whole history and name each record at fault."""
     faults = 0
     for fault in audit.verify(head):
         faults += 1
@@ -133,7 +133,7 @@ def audit_verify(head: str | None) -> None:
 @audit_group.command("head")
 @with_appcontext
 def audit_head() -> None:
-    """Print the head of the whole history, to keep elsewhere."""
+    """Print the head of the whole history. Keep the line elsewhere, for verify --head."""
     click.echo(audit.head_of_all())
 
 

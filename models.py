@@ -1,6 +1,7 @@
-"""The tables, and what must always be true of them: constraints first, then the rules of each record.
+"""The tables, their constraints, and the rules of each record.
 
-Times are UTC and timezone-aware. Nothing is deleted: `deleted_at` archives, and every reader asks for `live` rows.
+Times are UTC and timezone-aware. `deleted_at` archives a record; queries ask for `live()` records. `flask purge` erases
+what was archived long ago.
 """
 
 import secrets
@@ -53,7 +54,7 @@ from server.database import db as db
 from server.database import now as now
 from server.database import upsert as upsert
 
-LARGEST_ID = 999_999_999  # nine digits, so that the addresses' pattern says the same; fits into an INTEGER
+LARGEST_ID = 999_999_999  # nine digits, as in the pattern of the routes; fits into an INTEGER
 MINUTES = (5, 480)  # shortest and longest appointment
 
 
@@ -98,24 +99,24 @@ HOLDING = (
     AppointmentStatus.SCHEDULED,
     AppointmentStatus.CONFIRMED,
     AppointmentStatus.CHECKED_IN,
-)  # the states that hold their time slot
+)  # an appointment in one of these states takes its slot
 
 
 def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({', '.join(repr(str(word)) for word in words)})", name=column)
 
 
-KEEP_IDS = {"sqlite_autoincrement": True}  # no id is given twice, not even after a purge
+KEEP_IDS = {"sqlite_autoincrement": True}  # SQLite gives no id twice, not even after a purge
 _ALIVE = text("deleted_at IS NULL")
 
 
 def live_index(*columns: str) -> Index:
-    """An index of the records that are not archived: an order of a collection, or a filter and an order."""
+    """Return an index of the records that are not archived. Each serves an order of a collection, or a filter."""
     return Index(None, *columns, sqlite_where=_ALIVE, postgresql_where=_ALIVE)
 
 
 class Record(Base):
-    """What every kind of record has."""
+    """The columns and rules that users, patients, appointments, reports and images share."""
 
     __abstract__ = True
     __table_args__: Any = KEEP_IDS
@@ -131,12 +132,12 @@ class Record(Base):
     @declared_attr.directive
     @classmethod
     def __mapper_args__(cls) -> dict[str, Any]:
-        """Each UPDATE names the version it changes: a lost update cannot be written."""
+        """Each UPDATE names the version that it changes, so that no update is lost."""
         return {"version_id_col": cls.version}
 
     @classmethod
     def live(cls) -> Select[Self]:
-        """The records that are not archived."""
+        """Select the records that are not archived."""
         return select(cls).where(cls.deleted_at.is_(None))
 
     @classmethod
@@ -170,7 +171,7 @@ class User(Record):
 
     first_name: Mapped[str] = mapped_column(String(100))
     last_name: Mapped[str] = mapped_column(String(100))
-    email: Mapped[str] = mapped_column(String(254), unique=True)  # lower case: unique whatever its case
+    email: Mapped[str] = mapped_column(String(254), unique=True)  # in lower case
     password: Mapped[str] = mapped_column(String(60))  # a bcrypt hash; never leaves the server
     role: Mapped[str] = mapped_column(String(16), default=Role.DOCTOR)
     is_active: Mapped[bool] = mapped_column(default=True)
@@ -193,9 +194,9 @@ class User(Record):
         return cls.live().where(cls.role == Role.ADMIN, cls.is_active)
 
     def change(self, changes: dict[str, Any]) -> None:
-        """A new password or a closed account ends every login, and with a new email all links to set a password.
+        """A new password or a deactivation ends every login. These and a new email void all reset links.
 
-        Raises `Conflict` for the last administrator.
+        Raises `Conflict` for the last active administrator.
         """
         administered, mailbox = self.administers, self.email
         super().change(changes)
@@ -217,7 +218,10 @@ class User(Record):
         db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
 
     def _leave_an_administrator(self) -> None:
-        """The others' rows stay locked until the commit: of two who step down at once, one is refused."""
+        """Raise `Conflict` unless another administrator remains.
+
+        The rows of the others stay locked until the commit: of two who step down at once, one is refused.
+        """
         with db.session.no_autoflush:
             others = db.session.scalars(
                 User.admins().where(User.id != self.id).order_by(User.id).with_for_update(key_share=True)
@@ -226,7 +230,7 @@ class User(Record):
             raise errors.Conflict("This is the last active administrator. Make another one first.")
 
     def archive(self) -> None:
-        """Raises `Conflict` while appointments are still to come, and for the last administrator."""
+        """Raises `Conflict` while the user has appointments to come, and for the last active administrator."""
         if self.administers:
             self._leave_an_administrator()
         coming = db.session.scalar(
@@ -251,7 +255,7 @@ errors.explain(
 
 
 def mrn_check_digit(digits: str) -> str:
-    """The check digit of ISO 7064 MOD 11,10: finds every wrong digit and nearly every pair of digits swapped."""
+    """Return the check digit of ISO 7064 MOD 11,10: it finds every wrong digit and most swapped digits."""
     product = 10
     for digit in digits:
         product = (product + int(digit)) % 10 or 10
@@ -260,7 +264,7 @@ def mrn_check_digit(digits: str) -> str:
 
 
 def new_mrn() -> str:
-    """A medical record number: nine random digits, the first not 0, and a check digit."""
+    """Return a new medical record number: nine random digits, the first not 0, and a check digit."""
     digits = str(secrets.randbelow(900_000_000) + 100_000_000)
     return digits + mrn_check_digit(digits)
 
@@ -300,16 +304,19 @@ class Patient(Record):
         return words.of_name(row.first_name, row.last_name) | words.of_phone(row.phone_number) | {row.mrn}
 
     def archive(self) -> None:
-        """Takes the patient's reports and appointments along; those still to come are cancelled."""
+        """Archive the patient's reports and appointments, too, and cancel the appointments to come."""
         super().archive()
         for kind in (Report, Appointment):
             for record in self.children(kind, kind.deleted_at.is_(None)):
                 if isinstance(record, Appointment) and record.is_to_come:
                     record.status = AppointmentStatus.CANCELLED
-                record.deleted_at = self.deleted_at  # the same instant: by it, `restore` knows them
+                record.deleted_at = self.deleted_at  # `restore` finds them by this instant
 
     def restore(self) -> None:
-        """Brings back what was archived along with the patient. Raises `Conflict` if not archived."""
+        """Restore the reports and appointments that were archived with the patient.
+
+        Raises `Conflict` for a patient who is not archived.
+        """
         archived_at = self.deleted_at
         super().restore()
         for kind in (Report, Appointment):
@@ -317,8 +324,10 @@ class Patient(Record):
                 record.deleted_at = None
 
     def children(self, kind: type["Child"], *conditions: Any) -> Sequence["Child"]:
-        """The patient's records, kept from others' changes at once or, on PostgreSQL, not at all: whoever changes one
-        locks it first and the patient afterwards, so to wait for them here would be a deadlock."""
+        """Lock the patient's reports or appointments until the commit, and return them.
+
+        NOWAIT: a writer locks the child before the patient, so waiting could deadlock.
+        """
         return db.session.scalars(
             select(kind)
             .where(kind.patient_id == self.id, *conditions)
@@ -336,7 +345,7 @@ errors.explain(
 
 
 class ClinicalRecord(Record):
-    """What a doctor does for a patient: an appointment, a report."""
+    """A record that belongs to a patient and to a doctor: an appointment or a report."""
 
     __abstract__ = True
 
@@ -436,7 +445,7 @@ class Appointment(ClinicalRecord):
 
     @classmethod
     def to_come(cls) -> tuple[Any, ...]:
-        """Conditions for the appointments that still hold a slot in the future."""
+        """Return the conditions for appointments that are in the future and hold their slot."""
         return cls.status.in_(HOLDING), cls.appointment_datetime > now()
 
     @property
@@ -452,7 +461,7 @@ class Appointment(ClinicalRecord):
         self._refuse_archived_doctor()
 
     def _refuse_archived_doctor(self) -> None:
-        """Whoever is archived has no appointments to come, and gets none."""
+        """Raise `Conflict` if an appointment to come has an archived doctor."""
         if self.is_to_come and self.doctor.deleted_at:
             raise errors.Conflict(f"{self.doctor_name} is archived. Give this appointment to another doctor.")
 
@@ -470,7 +479,7 @@ errors.explain("ck_appointments_overbooked_reason", errors.Invalid(reason="Say w
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The time that an appointment takes of its doctor and its patient."""
+    """The time of a doctor and a patient that an appointment takes."""
 
     appointment_id: int | None
     user_id: int
@@ -479,7 +488,7 @@ class Slot:
     minutes: int
 
     def clash(self) -> errors.Conflict | None:
-        """Names the appointment in the way."""
+        """Return an error that names the appointment in the way; None if there is none."""
         end = self.start + timedelta(minutes=self.minutes)
         near = db.session.scalars(
             Appointment.live()
@@ -503,7 +512,7 @@ def _clock(instant: datetime) -> str:
 
 
 class Image(Record):
-    """A picture of a report. Its bytes are in the image store, under `public_id`."""
+    """A picture of a report. The store has its bytes under `public_id`."""
 
     __tablename__ = "images"
     __table_args__ = (Index(None, "report_id"), KEEP_IDS)
@@ -519,7 +528,7 @@ class Image(Record):
 
     @property
     def store(self) -> str:
-        """The name of the store that has it: a clinic may change from one to the other."""
+        """The name of the store that has the image. A clinic that changes its store has images in both."""
         return "Cloudinary" if "://" in self.image_url else "the local disk"
 
 
@@ -542,7 +551,7 @@ class Report(ClinicalRecord):
     )
 
     def add_images(self, images: list[Image], replace: bool = False) -> None:
-        """A change of its images is a change of the report. What is replaced is archived, as everything is."""
+        """Add images, or replace the old ones, which are archived. Both count as a change of the report."""
         if replace:
             for image in self.images:
                 image.archive()
@@ -653,21 +662,22 @@ def insert_words(connection: Connection, kind: type[Patient | User], rows: Itera
 
 
 class Upload(Base):
-    """An image on its way to the store: written down before it is sent, struck out by the commit of its report.
+    """An image on its way to the store.
 
-    What a crash leaves behind here may still be in the store; `flask purge` claims what is over an hour old.
+    The row is committed before the image is sent, and deleted by the commit of its report. A crash leaves a row behind
+    whose image may be in the store: `flask purge` claims rows over an hour old.
     """
 
     __tablename__ = "uploads"
 
     public_id: Mapped[str] = mapped_column(String(255), primary_key=True)
-    store: Mapped[str] = mapped_column(String(16))  # by its name, as in `Image.store`
+    store: Mapped[str] = mapped_column(String(16))  # its name, as in `Image.store`
     started_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
     claimed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
 
 class LoginSession(Base):
-    """One login on one device, from its password to its end. Access and refresh tokens are good only while it lasts."""
+    """A login on one device. Its access and refresh tokens are good only while it is open."""
 
     __tablename__ = "login_sessions"
     __table_args__: Any = KEEP_IDS
@@ -679,7 +689,9 @@ class LoginSession(Base):
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     generation: Mapped[int] = mapped_column(default=1)  # of the refresh token that is good now
-    first_uses: Mapped[dict[str, float] | None] = mapped_column(JSON)  # of the generations just before: seconds of 1970
+    first_uses: Mapped[dict[str, float] | None] = mapped_column(
+        JSON
+    )  # {generation: Unix time} of refresh tokens used lately
     device: Mapped[str] = mapped_column(String(200))  # the User-Agent header
     address: Mapped[str] = mapped_column(String(45))  # of the last login or refresh
     signed_in_from: Mapped[str] = mapped_column(String(45))
@@ -694,7 +706,7 @@ class LoginSession(Base):
 
 
 class SignInTries(Base):
-    """How often a password was tried for an email from an address; address "" counts them from everywhere."""
+    """Counts the wrong passwords for an email from one address; the address "" counts those from anywhere."""
 
     __tablename__ = "sign_in_tries"
 
@@ -706,17 +718,17 @@ class SignInTries(Base):
 
 
 class PasswordReset(Base):
-    """A link to set a new password, good once. Only its hash is kept."""
+    """A link to set a new password, good once. The table keeps the hash of its token."""
 
     __tablename__ = "password_resets"
 
     token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
-    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), unique=True)  # the newest alone is good
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), unique=True)  # only the newest link is good
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
 
 
 class AuditEntry(Base):
-    """One line of the history; `audit.py` says what its parts are for."""
+    """An entry of the history; clinic/history/chain.py explains its parts."""
 
     __tablename__ = "audit_entries"
     __table_args__ = (
@@ -742,7 +754,7 @@ class AuditEntry(Base):
 
 
 class AuditHead(Base):
-    """The end of a chain of the history."""
+    """The head of a chain: its newest entry."""
 
     __tablename__ = "audit_heads"
 
@@ -754,7 +766,7 @@ class AuditHead(Base):
 
 
 class IdempotencyKey(Base):
-    """A key that a client gave with a POST, and the record that was made under it."""
+    """The Idempotency-Key of a POST, and the record that the POST made."""
 
     __tablename__ = "idempotency_keys"
 
@@ -770,12 +782,12 @@ Child = TypeVar("Child", bound=ClinicalRecord)
 
 
 def save(record: Kind) -> Kind:
-    """Writes the record, so that it has its id and version; the commit is the contract's.
+    """Flush the record, so that it has its id and version, and return it. The caller commits.
 
-    Raises `Conflict` for a time slot that is taken.
+    Rolls back and raises `Conflict` when a slot is taken.
     """
     db.session.add(record)
-    written = (*db.session.new, *db.session.dirty)  # of a patient brought back, their appointments too
+    written = (*db.session.new, *db.session.dirty)  # a restored patient brings appointments back
     slots = [one.slot for one in written if isinstance(one, Appointment) and one.holds_slot]
     try:
         db.session.flush()
@@ -788,7 +800,7 @@ def save(record: Kind) -> Kind:
 
 
 def _clash(slots: Iterable[Slot]) -> errors.Conflict:
-    """Why the database has refused these slots (see migration 0004)."""
+    """Return why the database refused one of these slots (migration 0004 has the constraints)."""
     moment_ago = "This slot was taken a moment ago."
     found = (clash for slot in slots if (clash := slot.clash()))
     return next(found, errors.Conflict(moment_ago, {"appointment_datetime": [moment_ago]}))

@@ -1,8 +1,8 @@
-"""Images: checked, sent to a store side by side, and tied to their report by the database.
+"""Sends images to a store, gives out links to them, and destroys images that no report has.
 
-Two stores: Cloudinary (`authenticated` delivery), and the local disk where there are no credentials for it.
-An upload is written down before it is sent and struck out by the commit of its report, so that at whatever point the
-process dies, what is in the store without a report is known and can be swept.
+There are two stores: Cloudinary, with delivery type `authenticated`, and the local disk where Cloudinary has no
+credentials. An upload's row is committed before the image is sent and deleted by the commit of its report. Wherever the
+process dies, a row names each image that no report has.
 """
 
 import ctypes
@@ -36,25 +36,27 @@ from server.pictures import Picture
 log = logging.getLogger("hosi.media")
 access_log = logging.getLogger("hosi.access")
 
-IN_FLIGHT = 12 * 1024 * 1024  # bytes of images being sent at once by this process: the SDK reads a file whole
+IN_FLIGHT = 12 * 1024 * 1024  # bytes that this process sends at once: the SDK reads a file whole
 SENDERS = 8  # threads that send one report's images
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the SDK's pool of one connection overflows
+logging.getLogger("urllib3.connectionpool").setLevel(
+    logging.ERROR
+)  # the SDK's pool has one connection, and urllib3 warns of each further one
 UPLOAD_TIMEOUT = 60  # seconds
 ABANDONED_AFTER = timedelta(hours=1)
 
 
 class StoreError(Exception):
-    """The store did not do what it was asked."""
+    """The store failed, or cannot be reached."""
 
 
 class Store(Protocol):
     name: str
 
     def put(self, picture: Picture, public_id: str) -> str:
-        """Keeps the picture; returns what is saved as its `image_url`. Raises `StoreError`."""
+        """Store the picture and return its `image_url`. Raises `StoreError`."""
 
     def destroy(self, public_id: str) -> None:
-        """Forgets the picture; not an error where there is none. Raises `StoreError`."""
+        """Delete the picture, if there is one. Raises `StoreError`."""
 
 
 class CloudinaryStore:
@@ -68,7 +70,7 @@ class CloudinaryStore:
         from urllib3.exceptions import HTTPError
 
         self._sdk = cloudinary.uploader
-        # the last three: the SDK trusts that an answer is the JSON it knows
+        # the last three: the SDK does not check the JSON of an answer
         self._failures = cloudinary.exceptions.Error, HTTPError, OSError, KeyError, TypeError, AttributeError
         self._account = {
             "cloud_name": cloud_name,
@@ -76,7 +78,7 @@ class CloudinaryStore:
             "api_secret": api_secret,
             "upload_prefix": upload_prefix,
             "timeout": UPLOAD_TIMEOUT,
-            # said here, or the SDK takes them from its own environment variables
+            # given here, because the SDK else takes them from its own environment variables
             "oauth_token": None,
             "upload_preset": None,
             "signature_version": 2,
@@ -85,7 +87,7 @@ class CloudinaryStore:
 
     def put(self, picture: Picture, public_id: str) -> str:
         try:
-            content = ("image", picture.file.read())  # not the file's own name, which may be a patient's
+            content = ("image", picture.file.read())  # no file name: it may be a patient's name
             answer = self._sdk.upload(
                 content, public_id=public_id, type="authenticated", overwrite=False, **self._account
             )
@@ -104,7 +106,7 @@ class CloudinaryStore:
 
 
 class LocalStore:
-    """Files in the instance folder, given out by links that are signed for one reader and expire."""
+    """Files in the instance folder. Links to them are signed for one user and expire."""
 
     name = "the local disk"
 
@@ -137,7 +139,7 @@ class LocalStore:
 
     @staticmethod
     def _sync(folder: Path) -> None:
-        """The file's name, too, is on the disk before the report is acknowledged. Windows knows no such thing."""
+        """Write the folder's entries to the disk, so that a new file survives a power cut. Windows has no such call."""
         if os.name == "posix":
             descriptor = os.open(folder, os.O_RDONLY)
             try:
@@ -157,14 +159,14 @@ class LocalStore:
         return hmac.digest(self._secret, f"{key}|{reader}|{expires}".encode(), "sha256").hex()
 
     def links(self, reader_id: int) -> Callable[[str], str]:
-        """What makes a file's key into the address at which this reader's browser gets the picture."""
+        """Return a function that makes the key of a file into a link for this user."""
         base = f"{self._public_url or request.host_url.rstrip('/')}/media"
         reader, expires = str(reader_id), str(int(time.time()) + self._lifetime)
         query = f"reader={reader}&expires={expires}&signature="
         return lambda key: f"{base}/{key}?{query}{self._signature(key, reader, expires)}"
 
     def open_link(self, key: str, reader: str, expires: str, signature: str) -> Path:
-        """The file that a link stands for. Raises `Forbidden`, and `NotFound` where the image is no more."""
+        """Return the path of a link's file. Raises `Forbidden`, or `NotFound` where the file is gone."""
         right = hmac.compare_digest(self._signature(key, reader, expires).encode(), signature.encode())
         if not right or int(expires) < time.time():
             raise errors.Forbidden("This link to an image is not valid or has expired. Ask for the report again.")
@@ -176,7 +178,7 @@ class LocalStore:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where new images go, and where images may be: a clinic that has changed its store has some in either."""
+    """The stores that have images. A clinic that changed its store has images in both."""
 
     local: LocalStore
     cloudinary: CloudinaryStore | None
@@ -194,21 +196,21 @@ class Stores:
 
 
 def stores() -> Stores:
-    """Those of the running application."""
+    """Return the stores of the current application."""
     kept: Stores = current_app.extensions["image_stores"]
     return kept
 
 
 def links(reader_id: int) -> Callable[[str], str]:
-    """What makes an `image_url` into the address at which this reader's browser gets the picture."""
+    """Return a function that makes a stored `image_url` into a link for this user."""
     local = stores().local.links(reader_id)
-    return lambda url: url if "://" in url else local(url)  # Cloudinary signed its own when it was uploaded
+    return lambda url: url if "://" in url else local(url)  # Cloudinary signs its URLs at the upload
 
 
 def _give_memory_back() -> None:
-    """glibc keeps what a thread has freed, for each thread; images are large enough to be given back at once.
+    """Make glibc return freed blocks over 1 MB to the system at once (mallopt(3), M_MMAP_THRESHOLD is -3).
 
-    mallopt(3): M_MMAP_THRESHOLD is -3. Measured by bench/uploads.py: 91 MB without, 15 MB with.
+    bench/uploads.py measures 91 MB of memory growth without, 15 MB with.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(-3, 1 << 20)
@@ -226,7 +228,7 @@ def init_app(app: Flask) -> None:
 
 
 def respond(key: str, link: Mapping[str, str]) -> Response:
-    """The local image that a link's key and query string stand for. Raises `Forbidden` or `NotFound`."""
+    """Return the local image of a link. Raises `Forbidden` or `NotFound`."""
     if not re.fullmatch(r"[0-9a-f]{40}\.[a-z]+", key):
         raise errors.NotFound("There is no such image.")
     path = stores().local.open_link(key, *(link.get(part, "") for part in ("reader", "expires", "signature")))
@@ -234,12 +236,12 @@ def respond(key: str, link: Mapping[str, str]) -> Response:
     response = send_file(path, mimetype=f"image/{path.suffix[1:]}", conditional=False, etag=False)
     response.headers["Cache-Control"] = "no-store"
     response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
-    response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"  # an <img> of the client's origin
+    response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"  # for an <img> in a page of another origin
     return response
 
 
 class _Budget:
-    """Lets through what fits into `size` bytes at once; what is larger than all of it goes alone."""
+    """Lets threads through while their amounts fit into `size`. A larger amount goes alone."""
 
     def __init__(self, size: int) -> None:
         self._size, self._taken, self._freed = size, 0, threading.Condition()
@@ -261,7 +263,7 @@ _in_flight = _Budget(IN_FLIGHT)
 
 
 def _checked(files: Sequence[FileStorage]) -> list[Picture]:
-    """The files as pictures fit to be kept. All are looked at before any is sent. Raises `TooLarge` or `Invalid`."""
+    """Check all files and return them as pictures. Raises `TooLarge`, or `Invalid` with a sentence per bad file."""
     if len(files) > MOST_FILES:
         raise errors.Invalid(images=f"At most {MOST_FILES} images can be sent at once; these are {len(files)}.")
     for file in files:
@@ -274,7 +276,7 @@ def _checked(files: Sequence[FileStorage]) -> list[Picture]:
             try:
                 checked.append(pictures.check(file.stream))
                 opened.callback(checked[-1].close)
-                if checked[-1].bytes > FILE_LIMIT:  # a TIFF may have been smaller than its PNG
+                if checked[-1].bytes > FILE_LIMIT:  # the PNG of a TIFF may be larger than the TIFF
                     wrong.append(f"{(file.filename or '')[:100]}: as a PNG it is larger than {FILE_LIMIT >> 20} MB.")
             except pictures.UnfitPicture as reason:
                 wrong.append(f"{(file.filename or '')[:100]}: {reason}")
@@ -372,13 +374,13 @@ def uploaded(files: Sequence[FileStorage]) -> Iterator[Uploads]:
 
 
 def _take_back(public_ids: list[str]) -> None:
-    """Destroys the uploads that no commit has made a report's. What fails here is left to the sweep.
+    """Destroy the uploads that no report has. The sweep destroys what fails here.
 
-    Those that a sweep has claimed are destroyed once more: they may have come into the store after it was there.
+    Uploads that a sweep has claimed are destroyed again: they may have reached the store after the sweep.
     """
     try:
         with db.engine.begin() as connection:
-            # waits for the commit, should it be under way still although it failed for us
+            # waits for a commit that is still under way, although it failed for us
             connection.execute(update(Upload).where(Upload.public_id.in_(public_ids)).values(claimed_at=now()))
             kept = set(connection.scalars(select(Image.public_id).where(Image.public_id.in_(public_ids))))
         _destroy_claimed({one: stores().chosen.name for one in public_ids if one not in kept})
@@ -387,7 +389,7 @@ def _take_back(public_ids: list[str]) -> None:
 
 
 def _destroy_claimed(uploads: Mapping[str, str]) -> None:
-    """By the public id the name of the store. Raises `StoreError`, having done what the other store had to do."""
+    """Destroy uploads; `uploads` maps public_id to store name. Raises `StoreError` after it tried every store."""
     failed: dict[str, StoreError] = {}
     for public_id, store in uploads.items():
         if store in failed:
@@ -404,7 +406,7 @@ def _destroy_claimed(uploads: Mapping[str, str]) -> None:
 
 
 def sweep() -> int:
-    """Destroys images that no report has: what a crash left an hour ago, what a purge erased. Returns how many."""
+    """Destroy images that no report has: uploads over an hour old, and images of erased reports. Returns how many."""
     with db.engine.begin() as connection:
         connection.execute(
             update(Upload)

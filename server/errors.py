@@ -1,4 +1,4 @@
-"""Every failure has one JSON body: `{"msg": "a sentence for a person", "errors": {"field": ["…"]}}`."""
+"""The errors of the API and their one JSON body: `{"msg": "a sentence for a person", "errors": {"field": ["…"]}}`."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ Fields = Mapping[str, list[str]]
 
 
 class APIError(Exception):
-    """A failure with its HTTP status and its JSON body. Subclasses name the status."""
+    """An error with its HTTP status and JSON body. Each subclass names a status."""
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
 
@@ -67,7 +67,7 @@ class UnsupportedMediaType(APIError):
 
 
 class Invalid(APIError):
-    """Understood, but not valid: `Invalid(patient_id="There is no patient 7.")`."""
+    """A request that is well-formed but not valid: `Invalid(patient_id="There is no patient 7.")`."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
 
@@ -107,7 +107,7 @@ def draw_again(constraint: str) -> None:
 
 
 def constraint_of(error: DBAPIError) -> str:
-    """The name of the constraint that was broken, or "". SQLite names columns where PostgreSQL names the constraint."""
+    """Return the name of the violated constraint, or "". Of a unique constraint, SQLite names the columns."""
     named = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
     if named:
         return str(named)
@@ -119,17 +119,16 @@ def constraint_of(error: DBAPIError) -> str:
 
 
 def _is_faulty_sql(error: Exception) -> bool:
-    """SQLite calls a missing table, too, an operational error; its code (SQLITE_ERROR) tells it from a busy disk."""
+    """Return whether SQLite refused the SQL itself. It raises OperationalError for this and for a busy disk."""
     return getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
 
 
-# Deadlock, serialisation failure and lock not available of PostgreSQL: the transaction did nothing, and may be tried
-# again.
+# SQLSTATE of deadlock, serialisation failure and lock not available: the transaction can be tried again.
 _PASSING = {"40P01", "40001", "55P03"}
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the database refused only because of what others did at that moment."""
+    """Return whether the database refused because of a concurrent transaction."""
     if isinstance(error, StaleDataError):
         return True
     return isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) in _PASSING
@@ -141,7 +140,7 @@ def is_worth_another_try(error: Exception) -> bool:
 
 
 def from_database(error: Exception) -> APIError | None:
-    """What the database's refusal means to the client; None when it is a fault of ours."""
+    """Return what an error of the database means to the client; None if the error is a fault of ours."""
     if is_passing(error):
         return Conflict("Others are changing this at this moment. Please try again.", headers={"Retry-After": "2"})
     if isinstance(error, IntegrityError):
@@ -156,10 +155,10 @@ def from_database(error: Exception) -> APIError | None:
 
 
 def field_errors(found: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Pydantic's findings by field, without the values: one of them may be a password."""
+    """Return pydantic's messages by field, without the values: a value may be a password."""
     fields: dict[str, list[str]] = {}
     for one in found:
-        name = ".".join(part[:100] for part in one["loc"] if isinstance(part, str)) or "body"  # a number: of several
+        name = ".".join(part[:100] for part in one["loc"] if isinstance(part, str)) or "body"  # numbers are positions in a list
         text = "This field is not known here." if one["type"] == "extra_forbidden" else one["msg"]
         fields.setdefault(name, []).append(text.removeprefix("Value error, "))
     return fields
@@ -176,7 +175,7 @@ def respond(error: APIError) -> Response:
 
 
 def _on_http(error: HTTPException) -> Any:
-    """Werkzeug's own refusals, in our body."""
+    """Answer an error that Werkzeug raises with our JSON body."""
     if error.code is None or error.code < 400:
         return error.get_response()  # a redirect
     says = {
@@ -207,7 +206,7 @@ def _name_request() -> None:
 
 
 def request_id() -> str | None:
-    """The id of the request being answered, None outside of one (in a `flask` command)."""
+    """Return the id of the current request; None in a `flask` command."""
     return str(g.request_id) if has_request_context() and "request_id" in g else None
 
 

@@ -1,4 +1,4 @@
-"""Sends the few mails there are, by SMTP, after the request that asked for one has been answered."""
+"""Sends mails by SMTP, in a thread of its own."""
 
 import logging
 import smtplib
@@ -16,7 +16,7 @@ TIMEOUT = 20  # seconds
 
 
 def send(to: str, subject: str, text: str) -> None:
-    """Hands one mail to `MAIL_SERVER`. Raises OSError or smtplib.SMTPException."""
+    """Send one mail by `MAIL_SERVER`. Raises OSError or smtplib.SMTPException."""
     setting = current_app.config
     message = EmailMessage()
     message["From"], message["To"], message["Subject"] = setting["MAIL_FROM"], to, subject
@@ -30,7 +30,7 @@ def send(to: str, subject: str, text: str) -> None:
 
 
 def send_reset_link(make_link: Callable[[str], str | None], email: str) -> None:
-    """Makes and mails a link, in a thread of its own: the answer's time must not tell whether the email exists."""
+    """Make a link and mail it, in a thread: the time of the answer must not tell whether the account exists."""
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     _sender.submit(_send_reset_link, app, make_link, email)
 
