@@ -93,7 +93,7 @@ def refresh() -> TokensOut:
 
 
 @api.post("/logout")
-@guard()
+@guard(once=True)
 @contract()
 def logout(query: LogoutQuery) -> Message:
     """End this login, or all of one's logins."""
@@ -110,7 +110,7 @@ def get_me() -> UserOut:
 
 
 @api.post("/me/password")
-@guard()
+@guard(signs_out="caller")
 @contract()
 def change_my_password(json: PasswordChange) -> TokensOut:
     """Change one's own password: every other login ends."""
@@ -128,7 +128,7 @@ def list_my_sessions() -> list[SessionOut]:
 
 
 @api.delete("/me/sessions/<id:session_id>")
-@guard()
+@guard(signs_out="caller")
 @contract()
 def end_my_session(session_id: int) -> Message:
     """End one of one's own logins."""
@@ -176,7 +176,7 @@ def get_user(user_id: int) -> UserOut:
 
 
 @api.patch("/user/<id:user_id>")
-@guard()
+@guard(signs_out="user_id")
 @contract()
 def update_user(user_id: int, json: UserPatch) -> UserOut:
     """Change a member of the staff."""
@@ -186,7 +186,7 @@ def update_user(user_id: int, json: UserPatch) -> UserOut:
 
 
 @api.delete("/user/<id:user_id>")
-@guard()
+@guard(signs_out="user_id")
 @contract()
 def delete_user(user_id: int) -> Message:
     """Archive a member of the staff."""
@@ -195,7 +195,7 @@ def delete_user(user_id: int) -> Message:
 
 
 @api.post("/user/<id:user_id>/restore")
-@guard()
+@guard(signs_out="user_id")
 @contract()
 def restore_user(user_id: int) -> UserOut:
     """Bring an archived user back."""

@@ -33,8 +33,8 @@ def create_admin(email: str, first_name: str, last_name: str, password: str) -> 
         account = UserIn(
             first_name=first_name, last_name=last_name, email=email, password=password, role=str(Role.ADMIN)
         )
-        accounts.create(account, is_active=True)
-        db.session.commit()
+        password = accounts.hash_of(account)
+        database.in_transaction(lambda: accounts.create(account, password, is_active=True))
     except ValidationError as error:
         raise click.ClickException(str(errors.Invalid(errors.field_errors(error.errors())))) from None
     except Exception as error:

@@ -11,11 +11,11 @@ from sqlalchemy import bindparam, delete, exists, literal, select, update
 
 import models
 from clinic import history as audit
-from clinic import lockout, passwords, rights, sessions
+from clinic import lockout, locks, passwords, rights, sessions
 from models import PasswordReset, Role, User
 from schemas import TokensOut, UserIn, spelled_email
 from server import database, errors, fast_reads
-from server.database import affected_rows, db, now, outside_transaction
+from server.database import affected_rows, db, in_transaction, now, outside_transaction
 from server.limits import client_address
 
 log = logging.getLogger("hosi.auth")
@@ -25,31 +25,37 @@ MAILED_AGAIN_AFTER = timedelta(minutes=1)  # so that a stranger cannot fill a ma
 
 
 def register(account: UserIn) -> User:
-    """Make an account, as `SIGNUP` or a signed-in administrator allows. Raises `Forbidden` or `Conflict`."""
+    """Make an account, as `SIGNUP` or a signed-in administrator allows. Raises `Forbidden`, `Invalid` or `Conflict`."""
     if "Authorization" in request.headers:
-        g.caller = sessions.identify()
-    by_admin = "caller" in g and rights.caller().is_admin
-    setting = current_app.config
-    first = (
-        not by_admin
-        and account.role == Role.ADMIN
-        and setting["FLASK_ENV"] != "production"
-        and db.session.scalar(User.admins()) is None
-    )
-    if not by_admin and not first:
-        if account.role == Role.ADMIN:
-            raise errors.Forbidden("Only an administrator can make an administrator.")
-        if setting["SIGNUP"] == "closed":
-            raise errors.Forbidden("Sign-up is closed. Please ask an administrator for an account.")
-    return create(account, is_active=by_admin or first or setting["SIGNUP"] == "open")
-
-
-def create(account: UserIn, is_active: bool) -> User:
-    """Make an account, whoever asks. Ends the open transaction for the hashing. Raises `Invalid` or `Conflict`."""
-    user = User(**account.model_dump(exclude={"password"}), is_active=is_active)
+        rights.authenticate()
+    _starts_active(account)  # refused, if at all, before the password is hashed
     with outside_transaction():
-        user.password = passwords.hash_password(account.password, account.email, account.first_name, account.last_name)
-    return models.save(user)
+        password = hash_of(account)
+    return in_transaction(lambda: create(account, password, _starts_active(account)))
+
+
+def _starts_active(account: UserIn) -> bool:
+    """Return whether a new account is active at once. Raises `Forbidden` where this caller may not make it."""
+    setting = current_app.config
+    if "caller" in g and rights.caller().is_admin:
+        return True
+    if account.role == Role.ADMIN:
+        if setting["FLASK_ENV"] != "production" and db.session.scalar(User.admins()) is None:
+            return True
+        raise errors.Forbidden("Only an administrator can make an administrator.")
+    if setting["SIGNUP"] == "closed":
+        raise errors.Forbidden("Sign-up is closed. Please ask an administrator for an account.")
+    return bool(setting["SIGNUP"] == "open")
+
+
+def hash_of(account: UserIn) -> str:
+    """Return the hash of a new account's password. No transaction may be open. Raises `Invalid`."""
+    return passwords.hash_password(account.password, account.email, account.first_name, account.last_name)
+
+
+def create(account: UserIn, password_hash: str, is_active: bool) -> User:
+    """Make an account, whoever asks. Raises `Conflict` for an email that is taken."""
+    return models.save(User(**account.model_dump(exclude={"password"}), password=password_hash, is_active=is_active))
 
 
 def change(user: User, changes: dict[str, Any]) -> None:
@@ -136,22 +142,26 @@ def sign_in(email: str, password: str) -> TokensOut:
 def change_own_password(current: str, new: str) -> TokensOut:
     """Set the caller's password, end all of the caller's logins and open a new one.
 
-    Ends the open transaction for the hashing. Raises `Unauthorized` if `current` is wrong, and `Conflict` if the
+    Commits, and hashes outside of a transaction. Raises `Unauthorized` if `current` is wrong, and `Conflict` if the
     account changes meanwhile.
     """
     user = models.find(User, rights.caller().id)
     email, names = user.email, (user.first_name, user.last_name)
     with outside_transaction():
         proved = _check_password(email, current)
-    if proved is None:
-        raise errors.Unauthorized("The current password is wrong.")
-    with outside_transaction():
+        if proved is None:
+            raise errors.Unauthorized("The current password is wrong.")
+        db.session.commit()
         new_hash = passwords.hash_password(new, email, *names, field="new_password")
-    user = models.find_for_update(User, rights.caller().id)
-    if (user.id, user.password) != proved or user.email != email or not user.is_active:
-        raise errors.Conflict("Your account was changed just now. Please sign in again.")
-    user.change({"password": new_hash})
-    return sessions.open_session(user)
+
+    def set_password() -> TokensOut:
+        user = models.find_for_update(User, rights.caller().id)
+        if (user.id, user.password) != proved or user.email != email or not user.is_active:
+            raise errors.Conflict("Your account was changed just now. Please sign in again.")
+        user.change({"password": new_hash})
+        return sessions.open_session(user)
+
+    return in_transaction(set_password)
 
 
 def _sha256(token: str) -> str:
@@ -186,7 +196,7 @@ def reset_link_to_mail(email: str) -> str | None:
 
 
 def reset_password(token: str, password: str) -> None:
-    """Set the password by the token of a reset link. Ends the open transaction for the hashing.
+    """Set the password by the token of a reset link. Commits, and hashes outside of a transaction.
 
     Raises `Invalid` for a token that is unknown, used or too old.
     """
@@ -198,11 +208,16 @@ def reset_password(token: str, password: str) -> None:
     user_id, email = user.id, user.email
     with outside_transaction():
         new_hash = passwords.hash_password(password, email, user.first_name, user.last_name)
-    lockout.forget_tries(email)  # before the user's row: a login locks in this order, too
-    user = models.find_for_update(User, user_id)
-    if not affected_rows(delete(PasswordReset).where(*good)):
-        raise refusal
-    user.change({"password": new_hash})
+
+    def set_password() -> None:
+        locks.lock_account(user_id)
+        lockout.forget_tries(email)  # before the user's row: a login locks in this order, too
+        user = models.find_for_update(User, user_id)
+        if not affected_rows(delete(PasswordReset).where(*good)):
+            raise refusal
+        user.change({"password": new_hash})
+
+    in_transaction(set_password)
 
 
 def sweep() -> int:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from flask import g
 
 import models
-from clinic.sessions import Caller, identify
+from clinic.sessions import Caller, identify, identify_again
 from models import Appointment, Patient, Record, Report, User
 from server import errors
 from server.endpoint import check_if_match
@@ -167,17 +167,42 @@ def _refuse_admin_fields(record: Record, changes: dict[str, Any]) -> None:
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def guard() -> Callable[[View], View]:
-    """Lets a view be called by those alone whom `POLICY` names. A view without a row there cannot be defined."""
+def authenticate(admins_only: bool = False, signs_out: int | None = None) -> None:
+    """Set the caller of this request, and have each of its transactions begin by looking at their rights again.
+
+    `signs_out` is the user whose rights or logins the request changes; None for nobody, 0 for the caller. Of a write
+    and a demotion, deactivation, archive or logout of its sender one is first, and the other sees it.
+    Raises `Unauthorized` or `Forbidden`.
+    """
+
+    def refuse() -> None:
+        if admins_only and not g.caller.is_admin:
+            raise errors.Forbidden("Only an administrator can do this.")
+
+    def look_again() -> None:
+        g.caller = identify_again(g.caller, () if signs_out is None else (signs_out or g.caller.id,))
+        refuse()
+
+    g.caller = identify()
+    refuse()
+    g.begin_transaction = look_again
+
+
+def guard(signs_out: str = "", once: bool = False) -> Callable[[View], View]:
+    """Let a view be called by those alone whom `POLICY` names. A view without a row there cannot be defined.
+
+    `signs_out` names the user whose rights or logins the view changes: an argument of the path, or "caller".
+    `once` does not look at the rights again in the transaction: of two logouts at once both succeed.
+    """
 
     def decorate(view: View) -> View:
         rule = POLICY[view.__name__]
 
         @wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            g.caller = identify()
-            if rule is Who.ADMIN and not g.caller.is_admin:
-                raise errors.Forbidden("Only an administrator can do this.")
+            authenticate(rule is Who.ADMIN, kwargs.get(signs_out, 0) if signs_out else None)
+            if once:
+                g.pop("begin_transaction")
             return view(*args, **kwargs)
 
         guarded.guarded = True  # type: ignore[attr-defined]

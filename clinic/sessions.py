@@ -1,6 +1,8 @@
 """Login sessions and their tokens: open one, refresh it, end it, and find the caller of a request by it."""
 
 import logging
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, Table, bindparam, delete, insert, select, update
 
 from clinic import history as audit
+from clinic import locks
 from models import LARGEST_ID, LoginSession, Role, User
 from schemas import TokensOut, UserOut
 from server import errors, fast_reads
@@ -102,6 +105,22 @@ def identify() -> Caller:
     return Caller(user_id, role, claims.sid)
 
 
+def identify_again(caller: Caller, exclusive: Collection[int] = ()) -> Caller:
+    """Return the caller as the session's transaction sees them: its first statement, in one message with the locks.
+
+    The transaction changes the rights or logins of the `exclusive` users. From here to its commit nobody changes the
+    rights of the caller. Raises `Unauthorized` if the login has ended meanwhile.
+    """
+    row = db.session.execute(
+        _session_and_user,
+        {"sid": caller.session_id, "now": now()},
+        execution_options={"preceded_by": locks.statements([caller.id], exclusive)},
+    ).one_or_none()
+    if row is None:
+        raise errors.Unauthorized(_ENDED)
+    return Caller(row.id, row.role, caller.session_id)
+
+
 def _tokens(user: User | Row[Any], session_id: int, generation: int) -> TokensOut:
     identity = str(user.id)
     return TokensOut(
@@ -141,6 +160,9 @@ def refresh_session() -> TokensOut:
     A refresh token that comes again later than `GRACE` ends its session and commits that: it may be stolen.
     """
     claims = _claims(REFRESH)
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", claims.sub, re.ASCII):
+        raise errors.Unauthorized(_ENDED)
+    locks.lock_account(int(claims.sub))  # a token that was used before ends the login
     session = db.session.scalar(
         select(LoginSession)
         .where(LoginSession.id == claims.sid, LoginSession.ended_at.is_(None), LoginSession.expires_at > now())
@@ -167,7 +189,8 @@ def refresh_session() -> TokensOut:
 
 
 def end_sessions(user_id: int, only: int | None = None) -> int:
-    """End all open login sessions of a user, or the session `only`. Returns how many were still open."""
+    """Lock the account, end all its open login sessions or the session `only`, and return how many were open."""
+    locks.lock_account(user_id)
     ended = update(LoginSession).where(*LoginSession.is_open(user_id)).values(ended_at=now())
     return affected_rows(ended if only is None else ended.where(LoginSession.id == only))
 

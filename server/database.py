@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from flask import Flask, current_app, has_request_context, request
+from flask import Flask, current_app, g, has_request_context, request
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Connection, CursorResult, DateTime, Delete, Dialect, Engine, MetaData, Update, event
@@ -87,12 +87,15 @@ TRIES = 8  # of a transaction that lost a race: within two seconds or so
 def in_transaction(work: Callable[[], Result]) -> Result:
     """Return what `work` returns and commit its changes; roll back if it raises.
 
-    A transaction that lost a race is tried again, a little later each time. It may run within another `in_transaction`
-    after `outside_transaction`: the outer one does not repeat what the inner one gave up.
+    It begins with the check that the guard left in `g.begin_transaction`. A transaction that lost a race is tried
+    again, a little later each time. It may run within another `in_transaction` after `outside_transaction`: the outer
+    one does not repeat what the inner one gave up.
     """
     attempt = 1
     while True:
         try:
+            if check := has_request_context() and g.get("begin_transaction"):
+                check()
             result = work()
             db.session.commit()
             return result
@@ -111,7 +114,7 @@ def in_transaction(work: Callable[[], Result]) -> Result:
 def outside_transaction() -> Iterator[None]:
     """Commit the open transaction. Hash and upload within: they take long and must hold neither lock nor connection.
 
-    What follows is another transaction, so look again at what was read before.
+    Write afterwards by `in_transaction`, which looks at the caller's rights again.
     """
     db.session.commit()
     yield
@@ -168,7 +171,11 @@ def _on_postgresql(engine: Engine, seconds: int) -> None:
         connection.info["unlimited"] = not connection.get_execution_options().get("unhurried")
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
-    def _limit(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+    def _prefix(
+        connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, *_: Any
+    ) -> tuple[str, Any]:
+        if preceding := context and context.execution_options.get("preceded_by"):
+            statement = f"{preceding}; {statement}"  # in one message, and each statement with a snapshot of its own
         if connection.info.pop("unlimited", False):
             if not cursor.name:
                 return limited(statement, seconds), parameters

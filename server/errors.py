@@ -158,7 +158,9 @@ def field_errors(found: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return pydantic's messages by field, without the values: a value may be a password."""
     fields: dict[str, list[str]] = {}
     for one in found:
-        name = ".".join(part[:100] for part in one["loc"] if isinstance(part, str)) or "body"  # numbers are positions in a list
+        name = (
+            ".".join(part[:100] for part in one["loc"] if isinstance(part, str)) or "body"
+        )  # numbers are positions in a list
         text = "This field is not known here." if one["type"] == "extra_forbidden" else one["msg"]
         fields.setdefault(name, []).append(text.removeprefix("Value error, "))
     return fields
