@@ -15,7 +15,7 @@ from werkzeug.routing import IntegerConverter
 
 import cli
 import config
-from clinic import accounts, passwords, rights, sessions
+from clinic import accounts, listeners, passwords, rights, sessions
 from clinic import history as audit
 from clinic import images as media
 from clinic.archive import restored
@@ -578,6 +578,7 @@ def create_app(settings: dict[str, Any] | None = None) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     for part in (errors, database, fast_reads, audit, passwords, sessions, limits, media, cli):
         part.init_app(app)
+    listeners.register()
     _allow_origins(app)
     app.after_request(_add_headers)
     app.register_blueprint(api)

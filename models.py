@@ -5,47 +5,34 @@ what was archived long ago.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
     ColumnElement,
-    Connection,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
     Select,
     String,
-    Table,
     Text,
     UniqueConstraint,
     delete,
-    event,
     func,
-    insert,
     select,
     text,
     update,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import (
-    Mapped,
-    Session,
-    declared_attr,
-    mapped_column,
-    relationship,
-)
-from sqlalchemy.orm.attributes import get_history, set_committed_value
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
+from sqlalchemy.orm.attributes import set_committed_value
 
-from clinic import search as words
 from server import errors
 from server.database import Base as Base
 from server.database import UTCDateTime as UTCDateTime
@@ -56,6 +43,7 @@ from server.database import upsert as upsert
 
 LARGEST_ID = 999_999_999  # nine digits, as in the pattern of the routes; fits into an INTEGER
 MINUTES = (5, 480)  # shortest and longest appointment
+LONGEST_WORD = 40  # characters of a word in the search index
 
 
 class Role(StrEnum):
@@ -180,11 +168,6 @@ class User(Record):
     def name(self) -> str:
         return f"{self.first_name} {self.last_name}"
 
-    @classmethod
-    def words(cls, row: Any) -> set[str]:
-        """What a search finds a row of this table by; likewise in `Patient`."""
-        return words.of_name(row.first_name, row.last_name)
-
     @property
     def administers(self) -> bool:
         return self.role == Role.ADMIN and self.is_active and self.deleted_at is None
@@ -298,10 +281,6 @@ class Patient(Record):
     @property
     def name(self) -> str:
         return f"{self.first_name} {self.last_name}"
-
-    @classmethod
-    def words(cls, row: Any) -> set[str]:
-        return words.of_name(row.first_name, row.last_name) | words.of_phone(row.phone_number) | {row.mrn}
 
     def archive(self) -> None:
         """Archive the patient's reports and appointments, too, and cancel the appointments to come."""
@@ -563,13 +542,13 @@ class Report(ClinicalRecord):
 
 
 class Word(Base):
-    """A word that a search finds a record by, as `words.py` reads it. It says nothing that the record does not."""
+    """A word of a record's text. `clinic/search.py` writes these rows and finds records by them."""
 
     __abstract__ = True
 
     word: Mapped[str] = mapped_column(
-        # code points in their order, so that all words with one beginning lie side by side
-        String(words.LONGEST).with_variant(String(words.LONGEST, collation="C"), "postgresql"),
+        # In the order of code points all words with the same prefix are neighbours in the index.
+        String(LONGEST_WORD).with_variant(String(LONGEST_WORD, collation="C"), "postgresql"),
         primary_key=True,
     )
 
@@ -587,78 +566,6 @@ class PatientWord(Word):
 class UserWord(Word):
     __tablename__ = "user_words"
     record_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
-
-
-WORDS: dict[type[Patient | User], type[PatientWord | UserWord]] = {Patient: PatientWord, User: UserWord}
-
-
-@lru_cache(maxsize=64)
-def _by_column(
-    table: Table, names: tuple[str, ...], dialect: Dialect
-) -> tuple[str, tuple[Callable[[Any], Any] | None, ...]]:
-    """SQLite's INSERT of these columns, and what makes a value of each into one that the driver takes."""
-    converters = tuple(table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names)
-    columns, marks = ", ".join(names), ", ".join("?" * len(names))
-    return f"INSERT INTO {table.name} ({columns}) VALUES ({marks})", converters  # noqa: S608  # names of our own
-
-
-def _converted(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
-    """Of rows that are written together, many have the very same time."""
-    converted: list[Any] = []
-    last: Any = convert
-    for value in values:
-        if value is not last:
-            last, result = value, convert(value)
-        converted.append(result)
-    return converted
-
-
-def insert_many(
-    connection: Connection, kind: type[Base], names: tuple[str, ...], rows: Sequence[Sequence[Any]]
-) -> None:
-    """Inserts rows of these columns. On SQLite by the column, since a million rows then take a third less."""
-    table, dialect = cast(Table, kind.__table__), connection.dialect
-    if dialect.name != "sqlite" or not rows:
-        connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in rows])
-        return
-    statement, converters = _by_column(table, names, dialect)
-    columns = [
-        _converted(values, convert) if convert else values
-        for values, convert in zip(zip(*rows, strict=True), converters, strict=True)
-    ]
-    connection.exec_driver_sql(statement, list(zip(*columns, strict=True)))
-
-
-def _is_renamed(record: Patient | User) -> bool:
-    names = ("first_name", "last_name", "phone_number")
-    return any(get_history(record, name).has_changes() for name in names if hasattr(record, name))
-
-
-@event.listens_for(Session, "after_flush")
-def _index_words(session: Session, _: Any) -> None:
-    """Whoever writes a patient or a user by the session, a search finds it by its new words and not by its old."""
-    for kind, table in WORDS.items():
-        new = [record for record in session.new if isinstance(record, kind)]
-        renamed = [record for record in session.dirty if isinstance(record, kind) and _is_renamed(record)]
-        if renamed:
-            ids = [record.id for record in renamed]
-            session.connection().execute(delete(table).where(table.record_id.in_(ids)))
-        if written := new + renamed:
-            insert_words(session.connection(), kind, written)
-
-
-@event.listens_for(Patient, "before_delete")
-@event.listens_for(User, "before_delete")
-def _delete_words(_: Any, connection: Connection, record: Patient | User) -> None:
-    table = WORDS[type(record)]
-    connection.execute(delete(table).where(table.record_id == record.id))
-
-
-def insert_words(connection: Connection, kind: type[Patient | User], rows: Iterable[Any]) -> None:
-    """Writes the words of rows that have none, in their order: neighbours in the index are written together."""
-    found = sorted((word, row.id) for row in rows for word in kind.words(row))
-    if found:
-        insert_many(connection, WORDS[kind], ("word", "record_id"), found)
 
 
 class Upload(Base):

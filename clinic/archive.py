@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, delete, exists, select
 
 import models
+from clinic import search
 from models import (
     Appointment,
     IdempotencyKey,
@@ -94,5 +95,7 @@ def _delete(records: Iterable[Record]) -> None:
     for record in records:
         if isinstance(record, Image):
             db.session.add(Upload(public_id=record.public_id, store=record.store, claimed_at=now()))
+        if isinstance(record, Patient | User):
+            search.delete_words(record)
         db.session.delete(record)
     db.session.flush()

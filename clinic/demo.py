@@ -23,7 +23,7 @@ from sqlalchemy import Connection, func, select, text
 from werkzeug.datastructures import FileStorage
 
 from clinic import history as audit
-from clinic import images, passwords
+from clinic import images, passwords, search
 from models import (
     Appointment,
     AppointmentStatus,
@@ -35,11 +35,9 @@ from models import (
     Sex,
     User,
     db,
-    insert_many,
-    insert_words,
     mrn_check_digit,
 )
-from server.database import clinic_zone
+from server.database import clinic_zone, insert_many
 
 ADMIN_EMAIL = "admin@hosi.example"
 CHUNK = 20_000  # rows to a transaction: a server that is running meanwhile waits for some seconds at most
@@ -336,7 +334,7 @@ def _insert(connection: Connection, kind: type[Record], rows: list[Row], at: dat
         row.update(id=record_id, created_at=at, updated_at=at, version=1)
     insert_many(connection, kind, tuple(rows[0]), [tuple(row.values()) for row in rows])
     if kind is Patient or kind is User:
-        insert_words(connection, kind, [SimpleNamespace(**row) for row in rows])
+        search.insert_words(connection, kind, [SimpleNamespace(**row) for row in rows])
     audit.write(connection, [audit.created(kind, row) for row in rows], heads={})
     return ids
 

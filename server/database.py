@@ -4,12 +4,12 @@ import random
 import select as select_module
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 from alembic.runtime.migration import MigrationContext
@@ -17,7 +17,19 @@ from alembic.script import ScriptDirectory
 from flask import Flask, current_app, g, has_request_context, request
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Connection, CursorResult, DateTime, Delete, Dialect, Engine, MetaData, Update, event
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    DateTime,
+    Delete,
+    Dialect,
+    Engine,
+    MetaData,
+    Table,
+    Update,
+    event,
+    insert,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase
@@ -79,6 +91,46 @@ migrate = Migrate(
 def upsert(table: type[Base]) -> Any:
     """The dialect's own INSERT, which can say ON CONFLICT."""
     return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[db.engine.dialect.name](table)
+
+
+@lru_cache(maxsize=64)
+def _sqlite_insert(
+    table: Table, names: tuple[str, ...], dialect: Dialect
+) -> tuple[str, tuple[Callable[[Any], Any] | None, ...]]:
+    """Return SQLite's INSERT of these columns, and for each column the function that converts its values."""
+    converters = tuple(table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names)
+    columns, marks = ", ".join(names), ", ".join("?" * len(names))
+    return f"INSERT INTO {table.name} ({columns}) VALUES ({marks})", converters  # noqa: S608  # names of our own
+
+
+def _converted(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
+    """Convert values, reusing the last result for repeats: rows written together often share their time."""
+    converted: list[Any] = []
+    last: Any = convert
+    for value in values:
+        if value is not last:
+            last, result = value, convert(value)
+        converted.append(result)
+    return converted
+
+
+def insert_many(
+    connection: Connection, kind: type[Base], names: tuple[str, ...], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Insert rows whose values are in the order of `names`.
+
+    On SQLite values are converted column by column: a million rows take a third less time.
+    """
+    table, dialect = cast(Table, kind.__table__), connection.dialect
+    if dialect.name != "sqlite" or not rows:
+        connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in rows])
+        return
+    statement, converters = _sqlite_insert(table, names, dialect)
+    columns = [
+        _converted(values, convert) if convert else values
+        for values, convert in zip(zip(*rows, strict=True), converters, strict=True)
+    ]
+    connection.exec_driver_sql(statement, list(zip(*columns, strict=True)))
 
 
 TRIES = 8  # of a transaction that lost a race: within two seconds or so

@@ -55,13 +55,12 @@ from models import (
     Report,
     User,
     db,
-    insert_many,
     now,
     upsert,
 )
 from schemas import AuditQuery, HistoryOut
 from server import errors
-from server.database import reader
+from server.database import insert_many, reader
 from server.endpoint import Many
 
 KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in (User, Patient, Appointment, Report, Image)}
