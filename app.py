@@ -16,10 +16,10 @@ from werkzeug.routing import IntegerConverter
 import cli
 import config
 from clinic import accounts, listeners, passwords, rights, sessions
-from clinic import history as audit
 from clinic import images as media
 from clinic.archive import restored
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
+from clinic.history import chain as audit
 from clinic.idempotency import idempotent, made
 from clinic.images import uploaded
 from clinic.rights import caller, guard

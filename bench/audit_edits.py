@@ -28,7 +28,7 @@ from sqlalchemy import Engine, delete, insert, select, update  # noqa: E402
 from sqlalchemy.exc import IntegrityError  # noqa: E402
 
 from app import create_app  # noqa: E402
-from clinic import history as audit  # noqa: E402
+from clinic.history import chain as audit  # noqa: E402
 from models import AuditEntry, AuditHead  # noqa: E402
 
 ENTRIES, HEADS = AuditEntry.__table__, AuditHead.__table__

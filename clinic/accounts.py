@@ -10,8 +10,8 @@ from flask import current_app, g, request
 from sqlalchemy import bindparam, delete, exists, literal, select, update
 
 import models
-from clinic import history as audit
 from clinic import lockout, locks, passwords, rights, sessions
+from clinic.history import chain as audit
 from models import PasswordReset, Role, User
 from schemas import TokensOut, UserIn, spelled_email
 from server import database, errors, fast_reads

@@ -22,8 +22,8 @@ from PIL import ImageDraw, ImageFilter
 from sqlalchemy import Connection, func, select, text
 from werkzeug.datastructures import FileStorage
 
-from clinic import history as audit
 from clinic import images, passwords, search
+from clinic.history import chain as audit
 from models import (
     Appointment,
     AppointmentStatus,

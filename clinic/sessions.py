@@ -14,8 +14,8 @@ from flask_jwt_extended import JWTManager, create_access_token, create_refresh_t
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, Table, bindparam, delete, insert, select, update
 
-from clinic import history as audit
 from clinic import locks
+from clinic.history import chain as audit
 from models import LARGEST_ID, LoginSession, Role, User
 from schemas import TokensOut, UserOut
 from server import errors, fast_reads

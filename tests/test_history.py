@@ -26,7 +26,7 @@ from flask import Flask
 from sqlalchemy import insert, select
 from sqlalchemy.exc import OperationalError
 
-from clinic import history as audit
+from clinic.history import chain as audit
 from models import AuditEntry, AuditHead, Patient, db
 
 WHOLE = (0, "The history is whole.\n")
