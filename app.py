@@ -19,7 +19,7 @@ from clinic import accounts, listeners, passwords, rights, sessions
 from clinic import images as media
 from clinic.archive import restored
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
-from clinic.history import chain as audit
+from clinic.history import listing as audit
 from clinic.idempotency import idempotent, made
 from clinic.images import uploaded
 from clinic.rights import caller, guard
@@ -576,7 +576,8 @@ def create_app(settings: dict[str, Any] | None = None) -> Flask:
     app.url_map.strict_slashes = False
     if proxies := setting["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
-    for part in (errors, database, fast_reads, audit, passwords, sessions, limits, media, cli):
+    listeners.register()
+    for part in (errors, database, fast_reads, passwords, sessions, limits, media, cli):
         part.init_app(app)
     listeners.register()
     _allow_origins(app)

@@ -14,7 +14,7 @@ from flask.cli import with_appcontext
 from pydantic import ValidationError
 
 from clinic import accounts, archive, demo, idempotency, images
-from clinic.history import chain as audit
+from clinic.history import verification as audit
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
 from server import database, errors

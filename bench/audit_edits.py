@@ -18,8 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from server import ROOT, database
-
+ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import Client, files, make_appointment, make_patient, picture, sign_in, sign_up  # noqa: E402
@@ -28,7 +27,8 @@ from sqlalchemy import Engine, delete, insert, select, update  # noqa: E402
 from sqlalchemy.exc import IntegrityError  # noqa: E402
 
 from app import create_app  # noqa: E402
-from clinic.history import chain as audit  # noqa: E402
+from bench.server import database  # noqa: E402
+from clinic.history import macs  # noqa: E402
 from models import AuditEntry, AuditHead  # noqa: E402
 
 ENTRIES, HEADS = AuditEntry.__table__, AuditHead.__table__
@@ -193,8 +193,8 @@ class Attacker:
 
     def _put_back_head(self, newest: Row) -> None:
         """The head as it was when this entry was the newest: from an old copy of the database."""
-        key, chain = audit._key(), (newest["kind"], newest["record_id"])
-        mac = audit._head_mac(key, chain, newest["seq"], newest["mac"])
+        key, chain = macs.audit_key(), (newest["kind"], newest["record_id"])
+        mac = macs.of_head(key, chain, newest["seq"], newest["mac"])
         old = {"seq": newest["seq"], "entry_mac": newest["mac"], "mac": mac}
         self._write(self._head(update(HEADS), newest).values(old))
 

@@ -1,12 +1,16 @@
-"""Registers every listener of the session, in one place."""
+"""Registers every listener of the SQLAlchemy session: nothing else listens to it."""
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from clinic import search
+from clinic.history import chain
+
+AFTER_FLUSH = (chain.write_flushed, search.index_words)  # in this order
 
 
 def register() -> None:
-    """Register the listeners, once in a process however many applications it makes."""
-    if not event.contains(Session, "after_flush", search.index_words):
-        event.listen(Session, "after_flush", search.index_words)
+    """Register the listeners for all sessions of the process. A second call changes nothing."""
+    for listener in AFTER_FLUSH:
+        if not event.contains(Session, "after_flush", listener):
+            event.listen(Session, "after_flush", listener)

@@ -26,7 +26,7 @@ from flask import Flask
 from sqlalchemy import insert, select
 from sqlalchemy.exc import OperationalError
 
-from clinic.history import chain as audit
+from clinic.history import chain, verification
 from models import AuditEntry, AuditHead, Patient, db
 
 WHOLE = (0, "The history is whole.\n")
@@ -536,7 +536,7 @@ def test_a_head_waits_for_whoever_has_an_id_but_has_not_written_it_yet(lived: Fl
     """Ids are drawn in one order and committed in another; a head of entries still to come would be a false alarm."""
     with lived.app_context(), ThreadPoolExecutor(1) as apart:
         with db.engine.begin() as writer:
-            audit._new_ids(writer, 1)
+            chain._new_ids(writer, 1)
             assert doctor.patch("/patient/1", {"diagnosis": "Written meanwhile"}).status_code == 200
             head = apart.submit(run_cli, lived, "audit", "head")
             with pytest.raises(TimeoutError):
@@ -550,7 +550,7 @@ def test_what_is_no_head_is_said_to_be_none(lived: Flask, head: str) -> None:
 
 
 def test_verifying_keeps_nobody_from_writing(lived: Flask, doctor: Client) -> None:
-    with lived.app_context(), audit._snapshot() as connection:
+    with lived.app_context(), verification._snapshot() as connection:
         before = connection.scalar(select(AuditEntry.id).order_by(AuditEntry.id.desc()).limit(1))
         assert doctor.patch("/patient/1", {"diagnosis": "Written meanwhile"}).status_code == 200
         assert connection.scalar(select(AuditEntry.id).order_by(AuditEntry.id.desc()).limit(1)) == before

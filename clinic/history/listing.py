@@ -1,0 +1,91 @@
+"""Lists the record history: all entries of one record, and the pages of `GET /audit`."""
+
+from itertools import product
+from typing import Any, cast
+from urllib.parse import urlencode
+
+from flask import current_app, request
+from pydantic import TypeAdapter
+from sqlalchemy import ColumnElement, FromClause, Select, Table, select, tuple_, union_all
+
+from clinic.history.chain import KINDS, SIGN_INS
+from models import AuditEntry, Image, Record, Report, User, db
+from schemas import AuditQuery, HistoryOut
+from server.endpoint import Many
+
+_entries = cast(Table, AuditEntry.__table__)
+_page = TypeAdapter(list[HistoryOut])
+
+
+def history(record: Record) -> list[HistoryOut]:
+    """Returns every entry of the record, oldest first; a report's include those of its images."""
+    chosen = (AuditEntry.kind == record.noun()) & (AuditEntry.record_id == record.id)
+    if isinstance(record, Report):
+        images = select(Image.id).where(Image.report_id == record.id)
+        chosen |= (AuditEntry.kind == Image.noun()) & AuditEntry.record_id.in_(images)
+    rows = db.session.execute(_with_actor(_entries).where(chosen).order_by(AuditEntry.id))
+    return [HistoryOut.of(row) for row in rows]
+
+
+def search(query: AuditQuery) -> Many[HistoryOut]:
+    """Returns a page of all entries, sign-ins included, newest first, with a `Link` to the next page."""
+    found = [HistoryOut.of(row) for row in db.session.execute(_newest(query))]
+    shown = found[: query.limit]
+    page: Many[HistoryOut] = Many(_page.dump_json(shown), mimetype="application/json")
+    page.accessed = ", ".join(entry.accessed for entry in shown)
+    if len(found) > query.limit:
+        page.headers["Link"] = f'<{_address_before(shown[-1].id)}>; rel="next"'
+    return page
+
+
+def _newest(query: AuditQuery) -> Select[Any]:
+    """Selects one entry more than the page holds: it tells whether another page follows.
+
+    The query is a union with one branch for each actor and kind, since each branch is read in the order of an index.
+    """
+    branches = [
+        select(_entries)
+        .where(*conditions, *_span(query))
+        .order_by(*_newest_first(_entries))
+        .limit(query.limit + 1)
+        .subquery()
+        for conditions in _actors_and_kinds(query)
+    ]
+    found = union_all(*(select(branch) for branch in branches)).subquery()
+    return _with_actor(found).order_by(*_newest_first(found)).limit(query.limit + 1)
+
+
+def _with_actor(entries: FromClause) -> Select[Any]:
+    """Selects entries with the names of their actors."""
+    actor = (User.first_name + " " + User.last_name).label("actor_name")
+    return select(entries, actor).outerjoin_from(entries, User, User.id == entries.c.actor_id)
+
+
+def _newest_first(entries: FromClause) -> tuple[Any, Any]:
+    return entries.c.at.desc(), entries.c.id.desc()
+
+
+def _actors_and_kinds(query: AuditQuery) -> list[list[ColumnElement[bool]]]:
+    actors = [AuditEntry.actor_id == actor for actor in dict.fromkeys(query.actor)]
+    kinds = [AuditEntry.kind == kind for kind in dict.fromkeys(query.kind)]
+    if actors and not kinds:
+        kinds = [AuditEntry.kind == kind for kind in (*KINDS, SIGN_INS[0])]
+    return [list(pair) for pair in product(*(conditions for conditions in (actors, kinds) if conditions))]
+
+
+def _span(query: AuditQuery) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if query.from_:
+        conditions.append(AuditEntry.at >= query.from_)
+    if query.to:
+        conditions.append(AuditEntry.at <= query.to)
+    if query.before:
+        at = select(AuditEntry.at).where(AuditEntry.id == query.before).scalar_subquery()
+        conditions.append(tuple_(AuditEntry.at, AuditEntry.id) < tuple_(at, query.before))
+    return conditions
+
+
+def _address_before(entry_id: int) -> str:
+    """Returns the address of this request for the entries older than this one."""
+    given = [(name, value) for name, value in request.args.items(multi=True) if name != "before"]
+    return f"{current_app.config['PUBLIC_URL']}{request.path}?{urlencode([*given, ('before', entry_id)])}"

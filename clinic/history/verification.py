@@ -1,0 +1,259 @@
+"""Verifies the record history: finds entries and heads that were changed, removed or put in by hand."""
+
+import hashlib
+import heapq
+import hmac
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Connection, Select, Table, Text, func, literal, select, type_coerce
+
+from clinic.history import macs
+from clinic.history.chain import KINDS, SIGN_INS
+from clinic.history.macs import Chain
+from models import AuditEntry, AuditHead, LoginSession, User, db
+from server.database import reader
+
+_entries, _heads = cast(Table, AuditEntry.__table__), cast(Table, AuditHead.__table__)
+
+
+def verify(head: str | None = None) -> Iterator[str]:
+    """Yields a sentence for each chain that is at fault, in constant memory.
+
+    `head` is a line that `head_of_all` returned earlier. With it, an older copy of the whole database is found, too.
+    """
+    with _snapshot() as connection:
+        purged_users = _purged_users(connection)
+        for kind in _kinds(connection):
+            if _is_word(kind):
+                yield from _verify_kind(connection, kind, purged_users)
+            else:
+                yield f"There is history of a kind that is none: {kind!a}."
+        if head is not None:
+            yield from _verify_head(connection, head)
+
+
+def head_of_all() -> str:
+    """Returns the newest entry's id and a digest of all entries up to it, to be kept outside of the database."""
+    with _snapshot() as connection:
+        newest = connection.scalar(select(func.max(AuditEntry.id))) or 0
+        return f"{newest}-{_digest_up_to(connection, newest)}"
+
+
+def _verify_head(connection: Connection, head: str) -> Iterator[str]:
+    match = re.fullmatch(r"([0-9]{1,18})-([0-9a-f]{64})", head.strip())
+    if match is None:
+        yield f"{head} is no head: give what `flask audit head` printed."
+    elif not hmac.compare_digest(_digest_up_to(connection, int(match[1])), match[2]):
+        yield f"The database is not the one that had {match[1]} entries, or an older copy of it was put back."
+
+
+def _digest_up_to(connection: Connection, newest: int) -> str:
+    digest = hashlib.sha256()
+    entries = select(AuditEntry.id, AuditEntry.mac).where(AuditEntry.id <= newest).order_by(AuditEntry.id)
+    for row in connection.execute(entries.execution_options(yield_per=1000)):
+        digest.update(f"{row.id}:{row.mac}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+_as_text = partial(str, encoding="utf-8", errors="surrogateescape")
+
+
+@contextmanager
+def _snapshot() -> Iterator[Connection]:
+    """Opens a connection that sees one state of the database, while others go on writing.
+
+    PostgreSQL gives out ids before they are committed. The lock waits for every writer that has drawn ids, so that no
+    id below the newest is still to come. SQLite keeps any bytes as a text: bytes that are not UTF-8 are read, too.
+    """
+    with reader() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="REPEATABLE READ")
+            with db.engine.begin() as gate:
+                gate.exec_driver_sql("LOCK TABLE audit_entries IN SHARE MODE")
+                connection.execute(select(1))
+            yield connection
+            return
+        driver: Any = connection.connection.driver_connection
+        text_factory, driver.text_factory = driver.text_factory, _as_text
+        try:
+            yield connection
+        finally:
+            driver.text_factory = text_factory
+
+
+# --- Reading all chains of a kind ---
+
+
+def _verify_kind(connection: Connection, kind: str, purged_users: set[int]) -> Iterator[str]:
+    key = macs.audit_key()
+    for record_id, parts in groupby(_parts(connection, kind), key=lambda part: part.record_id):
+        chain = _VerifiedChain(key, (kind, record_id), purged_users)
+        if fault := chain.read(parts) or chain.fault_of_end():
+            name = "sign-ins" if chain.is_sign_ins else f"{kind} {record_id!a}"
+            yield f"{name}: {fault}."
+
+
+def _purged_users(connection: Connection) -> set[int]:
+    users = select(AuditEntry.record_id).where(AuditEntry.kind == User.noun(), AuditEntry.action == "purge")
+    return set(connection.scalars(users))
+
+
+def _kinds(connection: Connection) -> list[str]:
+    """Returns the kinds of all records, entries and heads, those included that the server never writes."""
+    kinds = {*KINDS, SIGN_INS[0]}
+    for column in (AuditEntry.kind, AuditHead.kind):
+        kinds.update(connection.scalars(select(column).distinct()))
+    return sorted(kinds, key=str)
+
+
+def _is_word(kind: Any) -> bool:
+    """Whether a kind can be bound in a query and printed: SQLite keeps any value in any column."""
+    return isinstance(kind, str) and kind.isascii() and kind.isprintable()
+
+
+def _parts(connection: Connection, kind: str) -> Iterator[Any]:
+    """Returns all records, heads and entries of a kind, record by record, entries in the order of their chain."""
+    at = _stored_at(connection.dialect.name).label("at")
+    columns = [at if column.name == "at" else column for column in _entries.columns]
+    parts = (
+        _records(connection, kind),
+        _part("head", *_heads.columns).where(_heads.c.kind == kind).order_by(_heads.c.record_id),
+        _part("entry", *columns).where(_entries.c.kind == kind).order_by(_entries.c.record_id, _entries.c.seq),
+    )
+    streams = [connection.execute(part) for part in parts if part is not None]
+    return heapq.merge(*streams, key=lambda part: _sqlite_order(part.record_id))
+
+
+def _part(name: str, *columns: Any) -> Select[Any]:
+    return select(literal(name).label("part"), *columns).execution_options(yield_per=1000)
+
+
+def _records(connection: Connection, kind: str) -> Select[Any] | None:
+    """Selects the rows outside of the history that say how far each chain must have come.
+
+    A record has a version; the sign-ins have the newest login.
+    """
+    if model := KINDS.get(kind):
+        return _part("record", model.id.label("record_id"), model.version.label("reached")).order_by(model.id)
+    last_login = connection.scalar(select(func.max(LoginSession.id)))
+    any_actor = connection.scalar(select(AuditEntry.id).where(AuditEntry.actor_id.is_not(None)).limit(1))
+    if kind != SIGN_INS[0] or (last_login is None and any_actor is None):
+        return None
+    return _part("record", literal(SIGN_INS[1]).label("record_id"), literal(last_login or 0).label("reached"))
+
+
+def _stored_at(dialect: str) -> ColumnElement[str]:
+    """Returns an entry's time as the text that its mac covers, also where SQLite holds no time."""
+    if dialect == "sqlite":
+        return type_coerce(AuditEntry.at, Text)
+    utc = AuditEntry.at.op("AT TIME ZONE")(literal("UTC"))
+    return func.replace(func.to_char(utc, "YYYY-MM-DD HH24:MI:SS.US BC"), " AD", "")
+
+
+def _sqlite_order(value: Any) -> tuple[int, Any]:
+    """Sorts as SQLite does, which may hold any value in a column of numbers: numbers, texts by their bytes, bytes."""
+    if isinstance(value, str):
+        return 1, value.encode(errors="surrogateescape")
+    return 2 * isinstance(value, bytes), value
+
+
+# --- One chain ---
+
+
+@dataclass(slots=True)
+class _VerifiedChain:
+    """Reads a record, its head and its entries, and says the first fault it finds."""
+
+    key: bytes
+    name: Chain
+    purged_users: set[int]
+    record: Any = None
+    head: Any = None
+    newest: Any = None  # the entry read last
+    with_values: int = 0  # entries
+    without_values: int = 0  # entries that no purge of their user explains
+    last_login: int = 0
+
+    @property
+    def is_sign_ins(self) -> bool:
+        return self.name == SIGN_INS
+
+    def read(self, parts: Iterable[Any]) -> str:
+        """Reads all parts of the chain. Returns the fault of an entry, or ""."""
+        for part in parts:
+            if part.part == "record":
+                self.record = part
+            elif part.part == "head":
+                self.head = part
+            elif fault := self._fault_of_entry(part):
+                return fault
+            else:
+                self._count_values(part)
+                self.newest = part
+        return ""
+
+    def _fault_of_entry(self, entry: Any) -> str:
+        seq = self.newest.seq + 1 if self.newest else 1
+        before = self.newest.mac if self.newest else macs.GENESIS
+        if entry.seq != seq:
+            return f"entry {seq} was removed"
+        if not macs.same(entry.mac, macs.of_entry(self.key, before, entry._mapping)):
+            return f"entry {seq} was changed, or put in"
+        if entry.changes is not None and not macs.same(
+            entry.digest, macs.of_changes(self.key, self.name, entry.changes)
+        ):
+            return f"entry {seq} has other values than were written"
+        if seq == 1 and not self.is_sign_ins and entry.action != "create":
+            return "its history was removed, and begun anew"
+        return ""
+
+    def _count_values(self, entry: Any) -> None:
+        if entry.changes is None:
+            self.without_values += not self.is_sign_ins or entry.actor_id not in self.purged_users
+            return
+        self.with_values += 1
+        if self.is_sign_ins:
+            self.last_login = max(self.last_login, _login_in(entry.changes))
+
+    def fault_of_end(self) -> str:
+        """Returns the fault of the chain's end, which is compared with its head and its record, or ""."""
+        if self.newest is None:
+            return "its history was removed"
+        if self.head is None:
+            return "its head was removed"
+        if not macs.same(self.head.mac, macs.of_head(self.key, self.name, self.head.seq, self.head.entry_mac)):
+            return "its head was changed"
+        if (self.head.seq, self.head.entry_mac) != (self.newest.seq, self.newest.mac):
+            return f"it ends at entry {self.newest.seq} where {self.head.seq} were written"
+        return self._fault_of_values() or self._fault_of_record()
+
+    def _fault_of_values(self) -> str:
+        purged = self.newest.action == "purge"
+        if purged and self.record:
+            return "it is there though its history says that it was purged"
+        if purged and self.with_values:
+            return "values are in its history though it was purged"
+        if self.without_values and not purged:
+            return "values were removed from its history, but by no purge"
+        return ""
+
+    def _fault_of_record(self) -> str:
+        if self.is_sign_ins:
+            return "its newest entries were removed" if self.record and self.record.reached > self.last_login else ""
+        if self.record is None and self.newest.action != "purge":
+            return "the record was removed, but by no purge"
+        if self.record and self.record.reached != self.newest.version:
+            return f"it is at version {self.record.reached!a}, its history at {self.newest.version}"
+        return ""
+
+
+def _login_in(changes: str) -> int:
+    _, login = json.loads(changes).get("login", (None, 0))
+    return int(login)
