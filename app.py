@@ -576,7 +576,6 @@ def create_app(settings: dict[str, Any] | None = None) -> Flask:
     app.url_map.strict_slashes = False
     if proxies := setting["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
-    listeners.register()
     for part in (errors, database, fast_reads, passwords, sessions, limits, media, cli):
         part.init_app(app)
     listeners.register()

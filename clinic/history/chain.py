@@ -26,12 +26,9 @@ from models import (
     Record,
     Report,
     User,
-    db,
-    insert_many,
-    now,
-    upsert,
 )
 from server import errors
+from server.database import db, insert_many, now, upsert
 
 KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in (User, Patient, Appointment, Report, Image)}
 SIGN_INS: Chain = ("sign-in", 0)
