@@ -144,8 +144,8 @@ def test_creating_takes_few_statements(app: Flask, doctor: Client) -> None:
         make_patient(doctor)
     with counted_statements(app) as for_appointment:
         make_appointment(doctor, patient["id"])
-    assert len(for_patient) <= 6, for_patient
-    assert len(for_appointment) <= 6, for_appointment
+    assert len(for_patient) <= 7, for_patient
+    assert len(for_appointment) <= 7, for_appointment
 
 
 # --- Pages ---
