@@ -79,7 +79,9 @@ class Settings(BaseModel):
     CLOUDINARY_UPLOAD_PREFIX: str = Field(
         "https://api.cloudinary.com", description="Cloudinary's API host; others for its other regions"
     )
-    IMAGE_LINK_TTL: int = Field(3600, ge=60, description="seconds that a link to a local image is good for")
+    IMAGE_LINK_TTL: int = Field(
+        3600, ge=60, le=86_400, description="seconds that a link to a local image is good for, at least; a day at most"
+    )
     BCRYPT_LOG_ROUNDS: int = Field(
         12,
         ge=4,

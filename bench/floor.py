@@ -118,7 +118,11 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
         }
 
     def links() -> Callable[[str], str]:
-        base, reader, expires = f"http://{request.host}/media", str(g.caller[0]), str(int(time.time()) + lifetime)
+        base, reader, expires = (
+            f"http://{request.host}/media",
+            str(g.caller[0]),
+            str((int(time.time()) // lifetime + 2) * lifetime),
+        )
         query = f"reader={reader}&expires={expires}&signature="
 
         def link(key: str) -> str:

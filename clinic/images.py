@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Protocol
 
 from flask import Flask, Response, current_app, request, send_file
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import and_, bindparam, delete, insert, select, update
 from werkzeug.datastructures import FileStorage
 
-from models import Image, Report, Upload
-from server import errors, pictures
+from clinic import rights
+from models import Image, Report, Upload, User
+from server import errors, fast_reads, pictures
 from server.database import db, now, refuse_open_transaction
 from server.multipart import FILE_LIMIT, MOST_FILES
 from server.pictures import Picture
@@ -159,21 +160,20 @@ class LocalStore:
         return hmac.digest(self._secret, f"{key}|{reader}|{expires}".encode(), "sha256").hex()
 
     def links(self, reader_id: int) -> Callable[[str], str]:
-        """Return a function that makes the key of a file into a link for this user."""
+        """Return a function that makes the key of a file into a link for this user.
+
+        A user gets the same link during a window of `IMAGE_LINK_TTL`, so that a browser can revalidate what it has; the
+        link is good until the next window ends.
+        """
         base = f"{self._public_url or request.host_url.rstrip('/')}/media"
-        reader, expires = str(reader_id), str(int(time.time()) + self._lifetime)
+        reader, expires = str(reader_id), str((int(time.time()) // self._lifetime + 2) * self._lifetime)
         query = f"reader={reader}&expires={expires}&signature="
         return lambda key: f"{base}/{key}?{query}{self._signature(key, reader, expires)}"
 
-    def open_link(self, key: str, reader: str, expires: str, signature: str) -> Path:
-        """Return the path of a link's file. Raises `Forbidden`, or `NotFound` where the file is gone."""
+    def is_good(self, key: str, reader: str, expires: str, signature: str) -> bool:
+        """Return whether this link is ours and has not expired."""
         right = hmac.compare_digest(self._signature(key, reader, expires).encode(), signature.encode())
-        if not right or int(expires) < time.time():
-            raise errors.Forbidden("This link to an image is not valid or has expired. Ask for the report again.")
-        path = self.path(key)
-        if not path.is_file():
-            raise errors.NotFound("This image is no longer here.")
-        return path
+        return right and int(expires) >= time.time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,16 +227,40 @@ def init_app(app: Flask) -> None:
     log.info("images are kept on %s", kept.chosen.name)
 
 
+_linked = (
+    select(Image.sha256, User.role)
+    .join(Report, Report.id == Image.report_id)
+    .outerjoin(User, and_(User.id == bindparam("reader"), User.is_active, User.deleted_at.is_(None)))
+    .where(Image.public_id == bindparam("public_id"), Image.deleted_at.is_(None), Report.deleted_at.is_(None))
+)
+
+
 def respond(key: str, link: Mapping[str, str]) -> Response:
-    """Return the local image of a link. Raises `Forbidden` or `NotFound`."""
+    """Return the local image of a link, or 304 where the browser has it.
+
+    The link is good only while its reader may sign in and read reports, and while the image and its report are there.
+    Raises `Forbidden` or `NotFound`.
+    """
     if not re.fullmatch(r"[0-9a-f]{40}\.[a-z]+", key):
         raise errors.NotFound("There is no such image.")
-    path = stores().local.open_link(key, *(link.get(part, "") for part in ("reader", "expires", "signature")))
+    store = stores().local
+    if not store.is_good(key, *(link.get(part, "") for part in ("reader", "expires", "signature"))):
+        raise errors.Forbidden("This link to an image is not valid or has expired. Ask for the report again.")
+    path = store.path(key)
+    rows = fast_reads.read(_linked, {"public_id": path.stem, "reader": int(link["reader"])})
+    if not rows or not path.is_file():
+        raise errors.NotFound("This image is no longer here.")
+    [(sha256, role)] = rows
+    if role not in rights.REPORT_READERS:
+        raise errors.Forbidden("The user of this link may not read reports any more.")
     access_log.info("user %s GET image %s", link["reader"], key)
     response = send_file(path, mimetype=f"image/{path.suffix[1:]}", conditional=False, etag=False)
-    response.headers["Cache-Control"] = "no-store"
+    response.set_etag(sha256)
+    response.last_modified = None  # the ETag alone says whether it is the same
+    response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"  # for an <img> in a page of another origin
+    response.make_conditional(request)
     return response
 
 

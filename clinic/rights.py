@@ -9,7 +9,7 @@ from flask import g
 
 import models
 from clinic.sessions import Caller, identify, identify_again
-from models import Appointment, Patient, Record, Report, User
+from models import Appointment, Patient, Record, Report, Role, User
 from server import errors
 from server.endpoint import check_if_match
 
@@ -69,6 +69,8 @@ POLICY = {
     "get_report_history": Who.SIGNED_IN,
     "restore_report": Who.ADMIN,
 }
+
+REPORT_READERS = (str(Role.ADMIN), str(Role.DOCTOR))
 
 # The column that names the owner. A doctor changes only their own records; every doctor changes patients.
 OWNER: dict[type[Record], str | None] = {User: "id", Patient: None, Appointment: "user_id", Report: "user_id"}

@@ -125,7 +125,7 @@ ALSO: dict[str, set[int]] = {
     "change_my_password": {409, 429},
     "media_file": {403, 404},
 }
-WITHOUT_DATABASE = {"index", "healthz", "docs", "openapi_document", "media_file"}
+WITHOUT_DATABASE = {"index", "healthz", "docs", "openapi_document"}
 
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "integer"}
@@ -183,7 +183,10 @@ PLAIN: dict[str, JSON] = {
             _query("expires", "Until when it is good, in seconds since 1970."),
             _query("signature", "What makes it a link of ours."),
         ],
-        "responses": {"200": {"description": "The image.", "content": _bytes("image/*")}},
+        "responses": {
+            "200": {"description": "The image.", "content": _bytes("image/*")},
+            "304": {"description": "The image is the one that `If-None-Match` names."},
+        },
     },
 }
 REDIRECTS = {"index": "A browser is sent to the interactive page."}

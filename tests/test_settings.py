@@ -264,7 +264,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     for path in [*ROOT.glob("*.py"), ROOT / ".flaskenv", ROOT / ".env.example"]:
         shutil.copy(path, folder)
-    for name in ("migrations", "static"):
+    for name in ("server", "clinic", "migrations", "static"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "instance").mkdir()
