@@ -256,7 +256,7 @@ def respond(key: str, link: Mapping[str, str]) -> Response:
     access_log.info("user %s GET image %s", link["reader"], key)
     response = send_file(path, mimetype=f"image/{path.suffix[1:]}", conditional=False, etag=False)
     response.set_etag(sha256)
-    response.last_modified = None  # the ETag alone says whether it is the same
+    del response.last_modified  # the ETag alone says whether it is the same
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"  # for an <img> in a page of another origin
