@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from server import pictures
-from server.pictures import UnfitPicture, jpeg
+from server.pictures import UnfitPicture
 
 SIZE = (37, 23)  # odd, so that no block, byte or word is filled by chance
 PIXELS = random.Random(5).randbytes(4 * 37 * 23)
@@ -590,7 +590,7 @@ def test_one_picture_is_decoded_at_a_time():
     for content in (KEPT["PNG"], CONVERTED["TIFF"]):
         done = threading.Event()
         thread = threading.Thread(target=lambda content=content, done=done: (cleaned(content), done.set()))
-        with jpeg._decoding:
+        with pictures._decoding:
             thread.start()
             assert not done.wait(0.1)
         thread.join()

@@ -1,5 +1,113 @@
-"""Pictures: checked by content, freed of metadata."""
+"""Pictures from cameras, scanners and phones: checked by content, freed of metadata.
 
-from server.pictures.jpeg import Picture, UnfitPicture, check
+JPEG, PNG, WebP and GIF are cleaned byte by byte, so that no pixel changes. Browsers do not show TIFF and BMP:
+these become PNG where PNG can hold them without loss.
+"""
+
+import io
+import re
+import tempfile
+import threading
+from dataclasses import dataclass
+from hashlib import file_digest
+from typing import IO
+
+from PIL import Image
+
+from server.pictures import bmp, gif, jpeg, png, tiff, webp
+from server.pictures.refusals import UNKNOWN_FORMAT, UnfitPicture, refuse_any_failure, refuse_bomb
 
 __all__ = ["Picture", "UnfitPicture", "check"]
+
+# `refuse_bomb` precedes every decoding. Pillow's own limit would warn, and threads cannot safely catch warnings.
+Image.MAX_IMAGE_PIXELS = None
+
+# The first bytes of a file alone decide its format. BigTIFF, for more than 4 GB, is left out.
+_SIGNATURES = {
+    "jpeg": re.compile(rb"\xff\xd8\xff"),
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "gif": re.compile(rb"GIF8[79]a"),
+    "tiff": re.compile(rb"II\*\0|MM\0\*"),
+    "bmp": re.compile(rb"BM.{12}[\x0c(48@l|]\0\0\0", re.DOTALL),  # the sizes of the headers that exist
+}
+_CLEANERS = {"jpeg": jpeg.clean, "png": png.clean, "webp": webp.clean, "gif": gif.clean}
+_DECODERS = {"tiff": tiff.decode, "bmp": bmp.decode}
+
+# Decoding 50 megapixels takes some hundred megabytes of memory, so one picture is decoded at a time.
+_decoding = threading.Lock()
+
+_File = IO[bytes]  # within Picture, `bytes` is a field
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A checked, cleaned picture. Its bytes lie in a temporary file, not in memory."""
+
+    file: _File  # positioned at 0; has no name and vanishes when closed
+    format: str  # "jpeg" | "png" | "webp" | "gif"
+    width: int  # pixels, upright: as a browser shows the picture
+    height: int
+    bytes: int
+    sha256: str  # hex, of the cleaned bytes
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def check(file: IO[bytes]) -> Picture:
+    """Return the picture in `file`, whole and freed of metadata, for the caller to close.
+
+    Reads `file` at once from its start, and leaves it open and rewound; the caller limits its size.
+    Raises UnfitPicture for an unknown format, a damaged or too large picture, or one that a PNG cannot hold.
+    """
+    file.seek(0)
+    source = file.read()
+    file.seek(0)
+    format = next((name for name, signature in _SIGNATURES.items() if signature.match(source)), None)
+    if format is None:
+        raise UnfitPicture(UNKNOWN_FORMAT)
+    cleaned = tempfile.TemporaryFile()  # noqa: SIM115  # the Picture keeps it open
+    try:
+        if format in _CLEANERS:
+            width, height, frames = _clean(source, format, cleaned)
+            del source  # decoding needs the memory
+            _decode(cleaned, format, frames)
+        else:
+            width, height = _convert(source, format, cleaned)
+            format = "png"
+        size = cleaned.seek(0, io.SEEK_END)
+        cleaned.seek(0)
+        sha256 = file_digest(cleaned, "sha256").hexdigest()
+        cleaned.seek(0)
+        return Picture(cleaned, format, width, height, size, sha256)
+    except BaseException:
+        cleaned.close()
+        raise
+
+
+def _clean(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int, int]:
+    """Write the picture without metadata; return width, height and number of frames."""
+    with refuse_any_failure():
+        content, width, height, frames = _CLEANERS[format](source)
+    refuse_bomb(width, height, frames)
+    file.write(content)
+    return width, height, frames
+
+
+def _decode(file: IO[bytes], format: str, frames: int) -> None:
+    """Decode every frame, only to see that it can be done."""
+    with _decoding, refuse_any_failure(), Image.open(file, formats=[format]) as image:
+        image.draft(None, (1, 1))  # JPEG only: reads all data, but makes an eighth of its width and height
+        for frame in range(frames):
+            image.seek(frame)
+            image.load()
+
+
+def _convert(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int]:
+    """Write a TIFF or BMP as PNG, upright, with its colour profile alone; return width and height."""
+    with _decoding:
+        with refuse_any_failure():
+            image, profile = _DECODERS[format](source)
+        image.save(file, "PNG", icc_profile=profile)
+    return image.size

@@ -1,0 +1,86 @@
+"""TIFF: decoded, unless a PNG would lose something of it (TIFF 6.0)."""
+
+import io
+import struct
+
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from server.pictures.refusals import DAMAGED, LOSSY_AS_PNG, SEVERAL_PAGES, UnfitPicture, refuse_bomb
+
+# Tags: TIFF 6.0, section 8 and following.
+NEW_SUBFILE_TYPE = 254
+BITS_PER_SAMPLE = 258
+PHOTOMETRIC = 262
+PLANAR_CONFIGURATION = 284
+COLOR_MAP = 320
+TILE_WIDTH = 322
+TILE_LENGTH = 323
+SUB_IFDS = 330
+EXTRA_SAMPLES = 338
+SAMPLE_FORMAT = 339
+
+# Values of the tags.
+REDUCED_RESOLUTION = 1  # of NEW_SUBFILE_TYPE, a bit
+BLACK_IS_ZERO = 1  # of PHOTOMETRIC
+YCBCR = 6  # of PHOTOMETRIC
+SEPARATE_PLANES = 2  # of PLANAR_CONFIGURATION
+UNASSOCIATED_ALPHA = 2  # of EXTRA_SAMPLES
+UNSIGNED = 1  # of SAMPLE_FORMAT
+
+_BYTE_TYPES = (1, 2, 7)  # BYTE, ASCII, UNDEFINED
+_MAX_VALUES = 100_000  # in one tag: Pillow makes several objects of each strip's offset
+_LOSSLESS_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
+
+
+def decode(source: bytes) -> tuple[Image.Image, bytes | None]:
+    """Return the picture, upright, and its colour profile."""
+    _refuse_many_values(source)
+    image = Image.open(io.BytesIO(source), formats=["tiff"])
+    assert isinstance(image, TiffImageFile)  # noqa: S101
+    refuse_bomb(*image.size)
+    _refuse_loss(image)
+    profile = image.info.get("icc_profile")
+    image.load()  # turns the picture upright, too
+    return image, profile if isinstance(profile, bytes) else None
+
+
+def _refuse_many_values(source: bytes) -> None:
+    """Refuse a tag with too many numbers. Section 2: an entry is tag, type, count, value."""
+    order = "<" if source.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(order + "I", source, 4)
+    (entries,) = struct.unpack_from(order + "H", source, start)
+    for entry in range(entries):
+        kind, count = struct.unpack_from(order + "HI", source, start + 4 + 12 * entry)
+        if count > _MAX_VALUES and kind not in _BYTE_TYPES:
+            raise UnfitPicture(DAMAGED)
+
+
+def _refuse_loss(image: TiffImageFile) -> None:
+    """Refuse what Pillow drops or rounds without a word, and what a PNG cannot hold."""
+    tags = image.tag_v2
+    camera_raw = SUB_IFDS in tags or tags.get(NEW_SUBFILE_TYPE, 0) & REDUCED_RESOLUTION
+    if image.is_animated or camera_raw:
+        raise UnfitPicture(SEVERAL_PAGES)
+    refuse_bomb(tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0))  # libtiff allocates a whole tile
+    bits, photometric = tags.get(BITS_PER_SAMPLE, (1,)), tags.get(PHOTOMETRIC)
+    compression = image.info["compression"]
+    if not (
+        image.mode in _LOSSLESS_MODES
+        and (set(bits) <= {1, 2, 4, 8} or (bits == (16,) and photometric == BLACK_IS_ZERO))
+        and set(tags.get(SAMPLE_FORMAT, (1,))) == {UNSIGNED}
+        and tags.get(EXTRA_SAMPLES, ()) in ((), (UNASSOCIATED_ALPHA,))
+        and (photometric != YCBCR or "jpeg" in compression)  # JPEG is decoded as in a JPEG file
+        and all(colour % 256 in (0, colour // 256) for colour in tags.get(COLOR_MAP, ()))  # 8 bits, scaled to 16
+    ):
+        raise UnfitPicture(LOSSY_AS_PNG)
+    _refuse_missing_strips(image, len(bits))
+
+
+def _refuse_missing_strips(image: TiffImageFile, channels: int) -> None:
+    """Refuse a picture whose strips do not cover it: Pillow would leave the rest black."""
+    separate = image.tag_v2.get(PLANAR_CONFIGURATION, 1) == SEPARATE_PLANES and image.info["compression"] == "raw"
+    planes = channels if separate else 1
+    covered = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in image.tile if box)
+    if covered < image.width * image.height * planes:
+        raise UnfitPicture(DAMAGED)
