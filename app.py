@@ -106,7 +106,7 @@ def logout(query: LogoutQuery) -> Message:
 @contract()
 def get_me() -> UserOut:
     """Who am I."""
-    return USERS.one(caller().id)
+    return USERS.get(caller().id)
 
 
 @api.post("/me/password")
@@ -172,7 +172,7 @@ def list_users(query: UserQuery) -> Many[UserOut]:
 @contract()
 def get_user(user_id: int) -> UserOut:
     """One member of the staff."""
-    return USERS.one(user_id)
+    return USERS.get(user_id)
 
 
 @api.patch("/user/<id:user_id>")
@@ -237,7 +237,7 @@ def create_patient(json: PatientIn) -> PatientOut:
 @contract()
 def get_patient(patient_id: int) -> PatientOut:
     """One patient."""
-    return PATIENTS.one(patient_id)
+    return PATIENTS.get(patient_id)
 
 
 @api.patch("/patient/<id:patient_id>")
@@ -304,7 +304,7 @@ def create_appointment(json: AppointmentIn) -> AppointmentOut:
 @contract()
 def get_appointment(appointment_id: int) -> AppointmentOut:
     """One appointment, with names."""
-    return APPOINTMENTS.one(appointment_id)
+    return APPOINTMENTS.get(appointment_id)
 
 
 @api.patch("/appointment/<id:appointment_id>")
@@ -402,7 +402,7 @@ def create_report(form: ReportIn, images: Files) -> ReportOut:
 @contract()
 def get_report(report_id: int) -> ReportOut:
     """One report, with names and images."""
-    return REPORTS.one(report_id, with_links())
+    return REPORTS.get(report_id, with_links())
 
 
 @api.patch("/reports/<id:report_id>")

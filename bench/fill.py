@@ -1,4 +1,4 @@
-"""Large tables, made by the database itself, with the words of the search as words.py would write them."""
+"""Large tables, made by the database itself, with the words that clinic/search.py would index."""
 
 from sqlalchemy import Connection, Engine
 
