@@ -1,28 +1,25 @@
 """Hosi Server: every route, and the application factory at the foot."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from flask import Blueprint, Flask, Request, Response, abort, current_app, redirect, request, send_from_directory
-from flask.sessions import NullSession, SessionInterface
-from flask_cors import CORS
+from flask import Blueprint, Flask, Response, request
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.datastructures import FileStorage
-from werkzeug.middleware.proxy_fix import ProxyFix
-from werkzeug.routing import IntegerConverter
 
 import cli
 import config
 from clinic import accounts, listeners, passwords, rights, sessions
 from clinic import images as media
+from clinic.about import ABOUT, LINKS
 from clinic.archive import restored
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
 from clinic.history import listing as audit
 from clinic.idempotency import idempotent, made
-from clinic.images import uploaded
-from clinic.rights import caller, guard
+from clinic.images import image_links, uploaded
+from clinic.rights import ADMIN, OWNER_OR_ADMIN, SIGNED_IN, caller, guard, public
 from models import Appointment, LoginSession, Patient, Report, User, find, save
 from schemas import (
     AppointmentIn,
@@ -32,7 +29,6 @@ from schemas import (
     AuditQuery,
     Credentials,
     ForgottenPassword,
-    Health,
     HistoryOut,
     LogoutQuery,
     Message,
@@ -42,7 +38,6 @@ from schemas import (
     PatientOut,
     PatientPatch,
     PatientQuery,
-    Readiness,
     ReportIn,
     ReportOut,
     ReportPatch,
@@ -53,15 +48,13 @@ from schemas import (
     UserOut,
     UserPatch,
     UserQuery,
-    Welcome,
 )
-from server import database, errors, fast_reads, limits, mail, openapi
+from server import database, errors, fast_reads, limits, mail, system, web
 from server.database import db, in_transaction, outside_transaction
-from server.endpoint import Many, contract
+from server.endpoint import StreamedList, contract
 from server.limits import limiter
-from server.multipart import JSON_LIMIT, APIRequest
+from server.openapi import binary, query_parameter
 
-VERSION = "1.0.0"
 api = Blueprint("api", __name__)
 Files = list[FileStorage]
 
@@ -70,7 +63,8 @@ Files = list[FileStorage]
 
 @api.post("/signup")
 @limiter.limit("30 per minute")
-@contract(201, at="/user/{id}")
+@public
+@contract(201, at="/user/{id}", tag="Accounts", errors=(401, 403, 409), tokens=("", "access_token"))
 def signup(json: UserIn) -> UserOut:
     """Register a member of the staff."""
     return UserOut.of(accounts.register(json))
@@ -78,7 +72,8 @@ def signup(json: UserIn) -> UserOut:
 
 @api.post("/login")
 @limiter.limit("60 per minute")
-@contract()
+@public
+@contract(tag="Accounts", errors=(401, 403))
 def login(json: Credentials) -> TokensOut:
     """Sign in with email and password."""
     return accounts.sign_in(json.email, json.password)
@@ -86,15 +81,16 @@ def login(json: Credentials) -> TokensOut:
 
 @api.post("/refresh")
 @limiter.limit("300 per minute")  # a whole clinic's screens may share one address
-@contract()
+@public
+@contract(tag="Accounts", errors=(401,), tokens=("refresh_token",))
 def refresh() -> TokensOut:
     """Trade a refresh token for a new pair of tokens."""
     return sessions.refresh_session()
 
 
 @api.post("/logout")
-@guard(once=True)
-@contract()
+@guard(SIGNED_IN, once=True)
+@contract(tag="Accounts")
 def logout(query: LogoutQuery) -> Message:
     """End this login, or all of one's logins."""
     sessions.end_sessions(caller().id, None if query.everywhere else caller().session_id)
@@ -102,24 +98,24 @@ def logout(query: LogoutQuery) -> Message:
 
 
 @api.get("/me")
-@guard()
-@contract()
+@guard(SIGNED_IN)
+@contract(tag="Accounts")
 def get_me() -> UserOut:
     """Who am I."""
     return USERS.get(caller().id)
 
 
 @api.post("/me/password")
-@guard(signs_out="caller")
-@contract()
+@guard(SIGNED_IN, signs_out="caller")
+@contract(tag="Accounts", errors=(409, 429))
 def change_my_password(json: PasswordChange) -> TokensOut:
     """Change one's own password: every other login ends."""
     return accounts.change_own_password(json.current_password, json.new_password)
 
 
 @api.get("/me/sessions")
-@guard()
-@contract()
+@guard(SIGNED_IN)
+@contract(tag="Accounts")
 def list_my_sessions() -> list[SessionOut]:
     """Where am I signed in."""
     mine = db.session.scalars(LoginSession.open(caller().id).order_by(LoginSession.last_used_at.desc()))
@@ -128,8 +124,8 @@ def list_my_sessions() -> list[SessionOut]:
 
 
 @api.delete("/me/sessions/<id:session_id>")
-@guard(signs_out="caller")
-@contract()
+@guard(SIGNED_IN, signs_out="caller")
+@contract(tag="Accounts")
 def end_my_session(session_id: int) -> Message:
     """End one of one's own logins."""
     if not sessions.end_sessions(caller().id, session_id):
@@ -139,7 +135,8 @@ def end_my_session(session_id: int) -> Message:
 
 @api.post("/password/forgot")
 @limiter.limit("10 per minute")
-@contract()
+@public
+@contract(tag="Accounts")
 def forgot_password(json: ForgottenPassword) -> Message:
     """Ask for a link to set a new password."""
     db.session.execute(select(1))  # while the database is away there is nothing to promise
@@ -149,7 +146,8 @@ def forgot_password(json: ForgottenPassword) -> Message:
 
 @api.post("/password/reset")
 @limiter.limit("10 per minute")
-@contract()
+@public
+@contract(tag="Accounts")
 def reset_password(json: PasswordResetIn) -> Message:
     """Set a new password by a link's token."""
     accounts.reset_password(json.token, json.password)
@@ -160,34 +158,34 @@ def reset_password(json: PasswordResetIn) -> Message:
 
 
 @api.get("/users")
-@guard()
-@contract()
-def list_users(query: UserQuery) -> Many[UserOut]:
+@guard(SIGNED_IN)
+@contract(tag="Staff")
+def list_users(query: UserQuery) -> StreamedList[UserOut]:
     """The staff directory."""
     return USERS.answer_to(query)
 
 
 @api.get("/user/<id:user_id>")
-@guard()
-@contract()
+@guard(SIGNED_IN)
+@contract(tag="Staff")
 def get_user(user_id: int) -> UserOut:
     """One member of the staff."""
     return USERS.get(user_id)
 
 
 @api.patch("/user/<id:user_id>")
-@guard(signs_out="user_id")
-@contract()
+@guard(OWNER_OR_ADMIN, signs_out="user_id")
+@contract(tag="Staff", errors=(409, 412))
 def update_user(user_id: int, json: UserPatch) -> UserOut:
     """Change a member of the staff."""
     user = rights.editable(User, user_id)
-    accounts.change(user, json.given())
+    accounts.change(user, json.sent_fields())
     return UserOut.of(save(user))
 
 
 @api.delete("/user/<id:user_id>")
-@guard(signs_out="user_id")
-@contract()
+@guard(ADMIN, signs_out="user_id")
+@contract(tag="Staff", errors=(409, 412))
 def delete_user(user_id: int) -> Message:
     """Archive a member of the staff."""
     rights.editable(User, user_id).archive()
@@ -195,16 +193,16 @@ def delete_user(user_id: int) -> Message:
 
 
 @api.post("/user/<id:user_id>/restore")
-@guard(signs_out="user_id")
-@contract()
+@guard(ADMIN, signs_out="user_id")
+@contract(tag="Staff", errors=(409,))
 def restore_user(user_id: int) -> UserOut:
     """Bring an archived user back."""
     return UserOut.of(restored(User, user_id))
 
 
 @api.get("/user/<id:user_id>/history")
-@guard()
-@contract()
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Staff")
 def get_user_history(user_id: int) -> list[HistoryOut]:
     """Every change of a member of the staff."""
     return audit.history(rights.with_history(User, user_id))
@@ -214,16 +212,16 @@ def get_user_history(user_id: int) -> list[HistoryOut]:
 
 
 @api.get("/patients")
-@guard()
-@contract()
-def list_patients(query: PatientQuery) -> Many[PatientOut]:
+@guard(SIGNED_IN)
+@contract(tag="Patients")
+def list_patients(query: PatientQuery) -> StreamedList[PatientOut]:
     """The patients: all, a page, or those that match."""
     return PATIENTS.answer_to(query)
 
 
 @api.post("/patients")
-@guard()
-@contract(201, at="/patient/{id}")
+@guard(SIGNED_IN)
+@contract(201, at="/patient/{id}", tag="Patients", errors=(409,))
 @idempotent(Patient, lambda made: PatientOut.of(find(Patient, made)))
 def create_patient(json: PatientIn) -> PatientOut:
     """Create a patient."""
@@ -233,26 +231,26 @@ def create_patient(json: PatientIn) -> PatientOut:
 
 
 @api.get("/patient/<id:patient_id>")
-@guard()
-@contract()
+@guard(SIGNED_IN)
+@contract(tag="Patients")
 def get_patient(patient_id: int) -> PatientOut:
     """One patient."""
     return PATIENTS.get(patient_id)
 
 
 @api.patch("/patient/<id:patient_id>")
-@guard()
-@contract()
+@guard(SIGNED_IN)
+@contract(tag="Patients", errors=(409, 412))
 def update_patient(patient_id: int, json: PatientPatch) -> PatientOut:
     """Change a patient."""
     patient = rights.editable(Patient, patient_id)
-    rights.change(patient, json.given())
+    rights.change(patient, json.sent_fields())
     return PatientOut.of(save(patient))
 
 
 @api.delete("/patient/<id:patient_id>")
-@guard()
-@contract()
+@guard(ADMIN)
+@contract(tag="Patients", errors=(409, 412))
 def delete_patient(patient_id: int) -> Message:
     """Archive a patient, with their reports and appointments."""
     rights.editable(Patient, patient_id).archive()
@@ -260,16 +258,16 @@ def delete_patient(patient_id: int) -> Message:
 
 
 @api.post("/patient/<id:patient_id>/restore")
-@guard()
-@contract()
+@guard(ADMIN)
+@contract(tag="Patients", errors=(409,))
 def restore_patient(patient_id: int) -> PatientOut:
     """Bring an archived patient back, with what was archived along."""
     return PatientOut.of(restored(Patient, patient_id))
 
 
 @api.get("/patient/<id:patient_id>/history")
-@guard()
-@contract()
+@guard(SIGNED_IN)
+@contract(tag="Patients")
 def get_patient_history(patient_id: int) -> list[HistoryOut]:
     """Every change of a patient."""
     return audit.history(rights.with_history(Patient, patient_id))
@@ -281,16 +279,16 @@ with_names = (joinedload(Appointment.patient), joinedload(Appointment.doctor))
 
 
 @api.get("/appointment")
-@guard()
-@contract()
-def list_appointments(query: AppointmentQuery) -> Many[AppointmentOut]:
+@guard(SIGNED_IN)
+@contract(tag="Appointments")
+def list_appointments(query: AppointmentQuery) -> StreamedList[AppointmentOut]:
     """The appointments, with names: all, a page, or those of a doctor, a patient, a time."""
     return APPOINTMENTS.answer_to(query)
 
 
 @api.post("/appointment")
-@guard()
-@contract(201, at="/appointment/{id}")
+@guard(OWNER_OR_ADMIN)
+@contract(201, at="/appointment/{id}", tag="Appointments", errors=(409,))
 @idempotent(Appointment, lambda made: AppointmentOut.of(find(Appointment, made, *with_names)))
 def create_appointment(json: AppointmentIn) -> AppointmentOut:
     """Book an appointment."""
@@ -300,26 +298,26 @@ def create_appointment(json: AppointmentIn) -> AppointmentOut:
 
 
 @api.get("/appointment/<id:appointment_id>")
-@guard()
-@contract()
+@guard(SIGNED_IN)
+@contract(tag="Appointments")
 def get_appointment(appointment_id: int) -> AppointmentOut:
     """One appointment, with names."""
     return APPOINTMENTS.get(appointment_id)
 
 
 @api.patch("/appointment/<id:appointment_id>")
-@guard()
-@contract()
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Appointments", errors=(409, 412))
 def update_appointment(appointment_id: int, json: AppointmentPatch) -> AppointmentOut:
     """Change or move an appointment."""
     appointment = rights.editable(Appointment, appointment_id)
-    rights.change(appointment, json.given())
+    rights.change(appointment, json.sent_fields())
     return AppointmentOut.of(save(appointment))
 
 
 @api.delete("/appointment/<id:appointment_id>")
-@guard()
-@contract()
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Appointments", errors=(409, 412))
 def delete_appointment(appointment_id: int) -> Message:
     """Archive an appointment."""
     rights.editable(Appointment, appointment_id).archive()
@@ -327,16 +325,16 @@ def delete_appointment(appointment_id: int) -> Message:
 
 
 @api.post("/appointment/<id:appointment_id>/restore")
-@guard()
-@contract()
+@guard(ADMIN)
+@contract(tag="Appointments", errors=(409,))
 def restore_appointment(appointment_id: int) -> AppointmentOut:
     """Bring an archived appointment back."""
     return AppointmentOut.of(restored(Appointment, appointment_id))
 
 
 @api.get("/appointment/<id:appointment_id>/history")
-@guard()
-@contract()
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Appointments")
 def get_appointment_history(appointment_id: int) -> list[HistoryOut]:
     """Every change of an appointment."""
     return audit.history(rights.with_history(Appointment, appointment_id))
@@ -347,37 +345,18 @@ def get_appointment_history(appointment_id: int) -> list[HistoryOut]:
 with_images = (joinedload(Report.patient), joinedload(Report.doctor), selectinload(Report.images))
 
 
-def shown(report: Report) -> ReportOut:
-    """The report as its reader gets it: each image with a link of their own."""
-    answer, link = ReportOut.of(report), media.links(caller().id)
-    for image in answer.images:
-        image.image_url = link(image.image_url)
-    return answer
-
-
-def with_links() -> Callable[[dict[str, Any]], None]:
-    """Does to the fields of a report what `shown` does to the record."""
-    link = media.links(caller().id)
-
-    def give_links(report: dict[str, Any]) -> None:
-        for image in report["images"]:
-            image["image_url"] = link(image["image_url"])
-
-    return give_links
-
-
 @api.get("/reports")
-@guard()
-@contract()
-def list_reports(query: ReportQuery) -> Many[ReportOut]:
+@guard(SIGNED_IN)
+@contract(tag="Reports")
+def list_reports(query: ReportQuery) -> StreamedList[ReportOut]:
     """The reports, with names and images: all, a page, or those of a doctor, a patient, a time."""
-    return REPORTS.answer_to(query, with_links())
+    return REPORTS.answer_to(query, image_links())
 
 
 @api.post("/reports")
-@guard()
-@contract(201, at="/reports/{id}")
-@idempotent(Report, lambda made: shown(find(Report, made, *with_images)), lease=True)
+@guard(OWNER_OR_ADMIN)
+@contract(201, at="/reports/{id}", tag="Reports", errors=(409,))
+@idempotent(Report, lambda made: ReportOut.of(find(Report, made, *with_images), image_links()), lease=True)
 def create_report(form: ReportIn, images: Files) -> ReportOut:
     """File a report with its images."""
     if not images:
@@ -391,26 +370,26 @@ def create_report(form: ReportIn, images: Files) -> ReportOut:
         report = rights.create(Report, fields)
         uploads.attach_to(report)
         made(save(report))
-        return shown(report)
+        return ReportOut.of(report, image_links())
 
     with outside_transaction(), uploaded(images) as uploads:
         return in_transaction(file_report)
 
 
 @api.get("/reports/<id:report_id>")
-@guard()
-@contract()
+@guard(SIGNED_IN)
+@contract(tag="Reports")
 def get_report(report_id: int) -> ReportOut:
     """One report, with names and images."""
-    return REPORTS.get(report_id, with_links())
+    return REPORTS.get(report_id, image_links())
 
 
 @api.patch("/reports/<id:report_id>")
-@guard()
-@contract()
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Reports", errors=(409, 412))
 def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut:
     """Change a report; new images are added, or replace the old ones."""
-    changes = form.given()
+    changes = form.sent_fields()
     replace = changes.pop("replace_images", False)
     if replace and not images:
         raise errors.Invalid(images="Replacing the images takes at least one new image.")
@@ -420,15 +399,15 @@ def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut
         report = rights.editable(Report, report_id, *with_images)
         rights.change(report, changes)
         uploads.attach_to(report, replace)
-        return shown(save(report))
+        return ReportOut.of(save(report), image_links())
 
     with outside_transaction(), uploaded(images) as uploads:
         return in_transaction(change_report)
 
 
 @api.delete("/reports/<id:report_id>")
-@guard()
-@contract()
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Reports", errors=(409, 412))
 def delete_report(report_id: int) -> Message:
     """Archive a report, with its images."""
     rights.editable(Report, report_id).archive()
@@ -436,16 +415,16 @@ def delete_report(report_id: int) -> Message:
 
 
 @api.post("/reports/<id:report_id>/restore")
-@guard()
-@contract()
+@guard(ADMIN)
+@contract(tag="Reports", errors=(409,))
 def restore_report(report_id: int) -> ReportOut:
     """Bring an archived report back."""
-    return shown(restored(Report, report_id, *with_images))
+    return ReportOut.of(restored(Report, report_id, *with_images), image_links())
 
 
 @api.get("/reports/<id:report_id>/history")
-@guard()
-@contract()
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Reports")
 def get_report_history(report_id: int) -> list[HistoryOut]:
     """Every change of a report and its images."""
     return audit.history(rights.with_history(Report, report_id))
@@ -455,134 +434,56 @@ def get_report_history(report_id: int) -> list[HistoryOut]:
 
 
 @api.get("/audit")
-@guard()
-@contract()
-def list_audit(query: AuditQuery) -> Many[HistoryOut]:
+@guard(ADMIN)
+@contract(tag="Audit")
+def list_audit(query: AuditQuery) -> StreamedList[HistoryOut]:
     """Every record's changes, and sign-ins, the newest first."""
     return audit.search(query)
 
 
-# --- Images and the server itself ---
+# --- Local images ---
+
+IMAGE_FILE = {
+    "parameters": [
+        query_parameter("reader", "The id of the user that the link was made for."),
+        query_parameter("expires", "The time at which the link expires, in seconds since 1970."),
+        query_parameter("signature", "The server's signature of the link."),
+    ],
+    "responses": {
+        "200": binary("image/*", "The image."),
+        "304": {"description": "The browser has this image already."},
+    },
+}
 
 
 @api.get("/media/<key>")
+@public  # whoever has the link
+@contract(tag="Reports", errors=(403,), operation=IMAGE_FILE)
 def media_file(key: str) -> Response:
-    """A local image, by its signed, expiring link alone."""
+    """Get a local image by its signed link, which expires."""
     return media.respond(key, request.args)
-
-
-@api.get("/")
-@contract()
-def index() -> Welcome:
-    """Name, version and links; a browser is shown the interactive page."""
-    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-        abort(redirect("/docs"))
-    links = {
-        "documentation": "/docs",
-        "openapi": "/openapi.json",
-        "sign up": "/signup",
-        "sign in": "/login",
-        "health": "/healthz",
-        "readiness": "/readyz",
-    }
-    return Welcome(name="Hosi Server", version=VERSION, links=links)
-
-
-# Scripts and styles from here alone; Swagger UI draws its icons from data: and shows images as blob:.
-DOCS_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
-
-
-@api.get("/docs")
-def docs() -> Response:
-    """The interactive page."""
-    page = send_from_directory(f"{current_app.static_folder}", "docs/index.html", conditional=False, etag=False)
-    page.headers["Content-Security-Policy"] = DOCS_POLICY
-    return page
-
-
-@api.get("/openapi.json")
-def openapi_document() -> Response:
-    """This interface, as an OpenAPI document."""
-    return Response(current_app.extensions["openapi"].text, mimetype="application/json")
-
-
-@api.get("/healthz")
-@contract()
-def healthz() -> Health:
-    """The process lives."""
-    return Health(status="ok")
-
-
-@api.get("/readyz")
-@contract()
-def readyz() -> Readiness:
-    """The database answers and its schema is current."""
-    return Readiness(status="ready", database=db.engine.dialect.name, schema_revision=database.check_schema())
 
 
 # --- The application ---
 
 
-class IdConverter(IntegerConverter):
-    """A record's id, at most `LARGEST_ID`. What cannot be one is no address of ours: 404, whatever the method."""
+def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blueprint] = (api,)) -> Flask:
+    """Return the application, by the settings of the environment, or by `settings` alone if FLASK_ENV is "testing".
 
-    regex = "[1-9][0-9]{0,8}"
-
-
-class NoSessions(SessionInterface):
-    """We keep no cookie; Flask's own sessions would look for one at each request."""
-
-    def open_session(self, app: Flask, request: Request) -> NullSession:
-        return NullSession()
-
-
-HEADERS = {
-    "Cache-Control": "no-store",  # medical answers are kept by no cache
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",  # a link to an image is a key to it
-    "X-Content-Type-Options": "nosniff",
-}
-EXPOSED = ["ETag", "Link", "Location", "Retry-After", "X-Total-Count", "X-Request-ID"]
-
-
-def _add_headers(response: Response) -> Response:
-    given = {name.lower() for name, _ in response.headers}
-    response.headers.extend((name, value) for name, value in HEADERS.items() if name.lower() not in given)
-    return response
-
-
-def _allow_origins(app: Flask) -> None:
-    """CORS, where a browser asks for it: Flask-CORS takes longer over its headers than most views do over the rest."""
-    CORS(app, origins=app.config["CORS_ORIGINS"], expose_headers=EXPOSED, max_age=600, intercept_exceptions=False)
-    hooks = app.after_request_funcs[None]
-    allow: Callable[[Response], Response] = hooks.pop()  # type: ignore[assignment]
-    hooks.append(lambda response: allow(response) if "Origin" in request.headers else response)
-
-
-def create_app(settings: dict[str, Any] | None = None) -> Flask:
-    """The application, by the settings of the environment, or by `settings` alone with FLASK_ENV "testing"."""
+    Raises RuntimeError for a view that does not say who may call it, or that the OpenAPI document cannot describe.
+    """
     setting = config.read_settings(settings)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("hosi").setLevel(setting["LOG_LEVEL"])
-    logging.getLogger("hosi.access").setLevel("INFO")  # who read what is written down at any level
+    logging.getLogger("hosi.access").setLevel("INFO")  # the access log does not depend on LOG_LEVEL
     app = Flask(__name__, instance_path=str(setting["INSTANCE_PATH"]), static_folder="static")
-    app.config.update(setting, MAX_CONTENT_LENGTH=JSON_LIMIT)
-    app.request_class = APIRequest
-    app.session_interface = NoSessions()
-    app.url_map.converters["id"] = IdConverter
-    app.url_map.strict_slashes = False
-    if proxies := setting["TRUSTED_PROXIES"]:
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
-    for part in (errors, database, fast_reads, passwords, sessions, limits, media, cli):
+    app.config.update(setting)
+    for part in (errors, database, fast_reads, passwords, sessions, limits, media, cli, web):
         part.init_app(app)
     listeners.register()
-    _allow_origins(app)
-    app.after_request(_add_headers)
-    app.register_blueprint(api)
-    openapi.init_app(app, VERSION, {view: who.value for view, who in rights.POLICY.items()}, limits.is_limited)
+    for blueprint in blueprints:
+        app.register_blueprint(blueprint)
+    system.init_app(app, ABOUT, LINKS)
     return app
 
 

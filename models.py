@@ -41,7 +41,6 @@ from server.database import db as db
 from server.database import now as now
 from server.database import upsert as upsert
 
-LARGEST_ID = 999_999_999  # nine digits, as in the pattern of the routes; fits into an INTEGER
 MINUTES = (5, 480)  # shortest and longest appointment
 LONGEST_WORD = 40  # characters of a word in the search index
 

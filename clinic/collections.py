@@ -21,7 +21,7 @@ from schemas import AppointmentOut, CollectionQuery, ImageOut, Out, PatientOut, 
 from server import errors
 from server.cursor import make_cursor, next_link, read_cursor
 from server.database import clinic_zone, db
-from server.endpoint import Many, access, log_access
+from server.endpoint import StreamedList, caller_and_request, log_access
 from server.fast_reads import Row, read, streaming
 
 BATCH = 500  # rows of a stream that are in memory at once
@@ -59,7 +59,7 @@ class Collection(Generic[Answer]):
             raise errors.NotFound(f"There is no {self.kind.noun()} {record_id}.")
         return self.answer.of(self._row_reader(finish)(rows[0]))
 
-    def answer_to(self, query: CollectionQuery, finish: Finish | None = None) -> Many[Answer]:
+    def answer_to(self, query: CollectionQuery, finish: Finish | None = None) -> StreamedList[Answer]:
         """Return the page that the query asks for, or without a limit a stream of all its records.
 
         `finish` changes the fields of each record. Raises `Invalid` for a cursor of another query.
@@ -76,8 +76,8 @@ class Collection(Generic[Answer]):
         if len(rows) > query.limit:
             key = self._key(shape, rows[query.limit - 1])
             headers["Link"] = next_link(make_cursor(key, self._scope(query)))
-        page: Many[Answer] = Many(orjson.dumps(records), headers=headers, mimetype="application/json")
-        page.accessed = self._accessed(records)
+        page: StreamedList[Answer] = StreamedList(orjson.dumps(records), headers=headers, mimetype="application/json")
+        page.records_shown = self._records_shown(records)
         return page
 
     def _scope(self, query: CollectionQuery) -> str:
@@ -92,18 +92,18 @@ class Collection(Generic[Answer]):
 
     def _stream(
         self, shape: QueryShape, values: Values, headers: Mapping[str, str], finish: Finish | None
-    ) -> Many[Answer]:
+    ) -> StreamedList[Answer]:
         """Return all rows as they are read, BATCH rows in memory at once.
 
         The first rows are read before the answer begins, so that the client gets an error if this fails. A later
         failure breaks the connection before the closing `]`.
         """
         to_fields = self._row_reader(finish)
-        caller_and_request = access() if hasattr(self.answer, "accessed") else ""
+        sender = caller_and_request() if hasattr(self.answer, "records_shown") else ""
 
         def to_records(rows: Sequence[Row]) -> list[Fields]:
             records = list(map(to_fields, rows))
-            log_access(self._accessed(records), caller_and_request)
+            log_access(self._records_shown(records), sender)
             return records
 
         with ExitStack() as closing:
@@ -111,15 +111,15 @@ class Collection(Generic[Answer]):
             batches = _batches(connection, self.statements.whole(shape), values)
             closing.callback(batches.close)
             rows = chain([next(batches, [])], batches)
-            stream: Many[Answer] = Many(
+            stream: StreamedList[Answer] = StreamedList(
                 _json_array(map(to_records, rows)), headers=headers, mimetype="application/json"
             )
             stream.call_on_close(closing.pop_all().close)
         return stream
 
-    def _accessed(self, records: list[Fields]) -> str:
-        """Return for the access log what the answer's `accessed` says of each record."""
-        if not hasattr(self.answer, "accessed"):
+    def _records_shown(self, records: list[Fields]) -> str:
+        """Return for the access log what the answer's `records_shown` says of each record."""
+        if not hasattr(self.answer, "records_shown"):
             return ""
         noun, ids = f"{self.kind.noun()} ", [str(fields["id"]) for fields in records]
         if "images" in self.answer.model_fields:

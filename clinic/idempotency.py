@@ -67,6 +67,7 @@ def idempotent(kind: type[Record], show: Callable[[int], Any], lease: bool = Fal
                 return _repeat(kind, made_before, show)
             return _run(claim, view, arguments, lease)
 
+        once.is_idempotent = True  # type: ignore[attr-defined]
         return once
 
     return decorate

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from flask import Flask, Response, current_app, request, send_file
 from sqlalchemy import and_, bindparam, delete, insert, select, update
@@ -205,6 +205,17 @@ def links(reader_id: int) -> Callable[[str], str]:
     """Return a function that makes a stored `image_url` into a link for this user."""
     local = stores().local.links(reader_id)
     return lambda url: url if "://" in url else local(url)  # Cloudinary signs its URLs at the upload
+
+
+def image_links() -> Callable[[dict[str, Any]], None]:
+    """Return a function that makes the `image_url`s in the fields of a `ReportOut` into links for the caller."""
+    link = links(rights.caller().id)
+
+    def link_images(report: dict[str, Any]) -> None:
+        for image in report["images"]:
+            image["image_url"] = link(image["image_url"])
+
+    return link_images
 
 
 def _give_memory_back() -> None:

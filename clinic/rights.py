@@ -1,7 +1,6 @@
 """Who may do and see what: the guard of each route, and whose records a caller may change."""
 
 from collections.abc import Callable
-from enum import Enum
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -11,64 +10,17 @@ import models
 from clinic.sessions import Caller, identify, identify_again
 from models import Appointment, Patient, Record, Report, Role, User
 from server import errors
-from server.endpoint import check_if_match
+from server.endpoint import Access, View, check_if_match, with_access
+from server.endpoint import public as public
 
 # --- Who may do what ---
 
 
-class Who(Enum):
-    ANYONE = "anyone"
-    SIGNED_IN = "signed in"
-    ADMIN = "admin"
-
-
-# Who gets past the guard of each route, by the name of its view. Whose record it must be besides: OWNER.
-POLICY = {
-    "index": Who.ANYONE,
-    "healthz": Who.ANYONE,
-    "readyz": Who.ANYONE,
-    "openapi_document": Who.ANYONE,
-    "docs": Who.ANYONE,
-    "signup": Who.ANYONE,
-    "login": Who.ANYONE,
-    "refresh": Who.ANYONE,  # the refresh token is in the header and checked there
-    "forgot_password": Who.ANYONE,
-    "reset_password": Who.ANYONE,
-    "media_file": Who.ANYONE,  # by its signed link alone
-    "logout": Who.SIGNED_IN,
-    "get_me": Who.SIGNED_IN,
-    "change_my_password": Who.SIGNED_IN,
-    "list_my_sessions": Who.SIGNED_IN,
-    "end_my_session": Who.SIGNED_IN,
-    "list_audit": Who.ADMIN,
-    "list_users": Who.SIGNED_IN,
-    "get_user": Who.SIGNED_IN,
-    "update_user": Who.SIGNED_IN,
-    "delete_user": Who.ADMIN,
-    "get_user_history": Who.SIGNED_IN,
-    "restore_user": Who.ADMIN,
-    "list_patients": Who.SIGNED_IN,
-    "create_patient": Who.SIGNED_IN,
-    "get_patient": Who.SIGNED_IN,
-    "update_patient": Who.SIGNED_IN,
-    "delete_patient": Who.ADMIN,
-    "get_patient_history": Who.SIGNED_IN,
-    "restore_patient": Who.ADMIN,
-    "list_appointments": Who.SIGNED_IN,
-    "create_appointment": Who.SIGNED_IN,
-    "get_appointment": Who.SIGNED_IN,
-    "update_appointment": Who.SIGNED_IN,
-    "delete_appointment": Who.SIGNED_IN,
-    "get_appointment_history": Who.SIGNED_IN,
-    "restore_appointment": Who.ADMIN,
-    "list_reports": Who.SIGNED_IN,
-    "create_report": Who.SIGNED_IN,
-    "get_report": Who.SIGNED_IN,
-    "update_report": Who.SIGNED_IN,
-    "delete_report": Who.SIGNED_IN,
-    "get_report_history": Who.SIGNED_IN,
-    "restore_report": Who.ADMIN,
-}
+SIGNED_IN = Access("any signed-in user")
+OWNER_OR_ADMIN = Access(
+    "administrators, and doctors for their own records", may_forbid=True
+)  # the view checks the owner
+ADMIN = Access("administrators", may_forbid=True)
 
 REPORT_READERS = (str(Role.ADMIN), str(Role.DOCTOR))
 
@@ -166,9 +118,6 @@ def _refuse_admin_fields(record: Record, changes: dict[str, Any]) -> None:
             raise errors.Forbidden(f"Only an administrator can change {field}.")
 
 
-View = TypeVar("View", bound=Callable[..., Any])
-
-
 def authenticate(admins_only: bool = False, signs_out: int | None = None) -> None:
     """Set the caller of this request, and have each of its transactions begin by looking at their rights again.
 
@@ -190,24 +139,22 @@ def authenticate(admins_only: bool = False, signs_out: int | None = None) -> Non
     g.begin_transaction = look_again
 
 
-def guard(signs_out: str = "", once: bool = False) -> Callable[[View], View]:
-    """Let a view be called by those alone whom `POLICY` names. A view without a row there cannot be defined.
+def guard(access: Access, signs_out: str = "", once: bool = False) -> Callable[[View], View]:
+    """Require a signed-in caller and, with `ADMIN`, an administrator. Raises `Unauthorized` or `Forbidden`.
 
+    A view with `OWNER_OR_ADMIN` checks the record's owner itself, by `editable`, `create`, `change` or `with_history`.
     `signs_out` names the user whose rights or logins the view changes: an argument of the path, or "caller".
     `once` does not look at the rights again in the transaction: of two logouts at once both succeed.
     """
 
     def decorate(view: View) -> View:
-        rule = POLICY[view.__name__]
-
         @wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            authenticate(rule is Who.ADMIN, kwargs.get(signs_out, 0) if signs_out else None)
+            authenticate(access is ADMIN, kwargs.get(signs_out, 0) if signs_out else None)
             if once:
                 g.pop("begin_transaction")
             return view(*args, **kwargs)
 
-        guarded.guarded = True  # type: ignore[attr-defined]
-        return guarded  # type: ignore[return-value]
+        return with_access(guarded, access)  # type: ignore[return-value]
 
     return decorate

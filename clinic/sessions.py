@@ -16,11 +16,12 @@ from sqlalchemy import Row, Table, bindparam, delete, insert, select, update
 
 from clinic import locks
 from clinic.history import chain as audit
-from models import LARGEST_ID, LoginSession, Role, User
+from models import LoginSession, Role, User
 from schemas import TokensOut, UserOut
 from server import errors, fast_reads
 from server.database import affected_rows, db, now
 from server.limits import client_address
+from server.web import LARGEST_ID
 
 log = logging.getLogger("hosi.auth")
 tokens = JWTManager()

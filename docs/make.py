@@ -1,6 +1,6 @@
-"""Writes what is made from the OpenAPI document: the table of endpoints, the Postman collection and its environment.
+"""Writes the tables of routes and rights, the Postman collection and its environment, from the application's views.
 
-`make docs` and `make postman` run it; a test fails when a file here is not what it would write.
+`make docs` and `make postman` run it. A test fails when a file here is not what it would write.
 """
 
 import json
@@ -14,18 +14,22 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
 from app import create_app  # noqa: E402
+from clinic.about import ABOUT  # noqa: E402
+from server import openapi  # noqa: E402
+from server.routes import Route, routes  # noqa: E402
 
 JSON = dict[str, Any]
 
 
-def document() -> JSON:
-    """The OpenAPI document, of an application without a database."""
+def application() -> tuple[list[Route], JSON]:
+    """Return the routes and the OpenAPI document of an application without a database."""
     with tempfile.TemporaryDirectory() as folder:
         app = create_app({"FLASK_ENV": "testing", "INSTANCE_PATH": folder})
-        return dict(app.test_client().get("/openapi.json").json or {})
+        return routes(app, ABOUT.tags, openapi.ERRORS), json.loads(app.extensions["openapi"])
 
 
 def resolve(doc: JSON, node: JSON) -> JSON:
+    """Return the node, or the node that its `$ref` names."""
     while "$ref" in node:
         found: Any = doc
         for part in node["$ref"].removeprefix("#/").split("/"):
@@ -35,39 +39,47 @@ def resolve(doc: JSON, node: JSON) -> JSON:
 
 
 def operations(doc: JSON) -> dict[str, tuple[str, str, JSON]]:
-    """Method, path and description of each operation, by its name."""
+    """Return the method, the path and the description of each operation, by its name."""
     return {op["operationId"]: (m.upper(), path, op) for path, item in doc["paths"].items() for m, op in item.items()}
 
 
-# --- The table of endpoints ---
+# --- The tables of routes and of rights ---
+
+INTRODUCTION = """<!-- `make docs` writes this page. -->
+
+Every route speaks JSON, save `/docs`, `/media/…` and the redirect of `/`. The page `/docs` shows every field, example
+and error; `/openapi.json` is the same as a document. Required fields are bold. Every route may also answer 500, and the
+routes that need the database answer 503 while it is away.
+"""
 
 
-def endpoints(doc: JSON) -> str:
-    lines = [
-        "<!-- Made from the OpenAPI document by `make docs`. -->",
-        "",
-        "All but `/docs`, `/media/…` and the redirect of `/` speak JSON. The page `/docs` has every field, example and",
-        "error; the same as a document is at `/openapi.json`. Required fields are bold. Any route may also answer 500,",
-        "and those that need the database 503 while it is away.",
-    ]
-    for tag in doc["tags"]:
-        rows = [row(doc, *found) for found in operations(doc).values() if found[2]["tags"] == [tag["name"]]]
-        if rows:
-            lines += ["", f"### {tag['name']}", "", "| route | what it does | who | takes | answers |"]
-            lines += ["|---|---|---|---|---|", *rows]
+def endpoints(found: list[Route], doc: JSON) -> str:
+    """Return the page of the routes: a table for each tag, and who may call which route."""
+    lines = [INTRODUCTION]
+    for tag in ABOUT.tags:
+        lines += [f"### {tag}", "", "| route | what it does | who | input | answers |", "|---|---|---|---|---|"]
+        lines += [row(route, doc) for route in found if route.contract.tag == tag]
+        lines.append("")
+    lines += ["### Who may call what", "", "| who | routes |", "|---|---|"]
+    for access in dict.fromkeys(route.access for route in found):
+        addresses = " · ".join(address(route) for route in found if route.access == access)
+        lines.append(f"| {access.who} | {addresses} |")
     return "\n".join(lines) + "\n"
 
 
-def row(doc: JSON, method: str, path: str, op: JSON) -> str:
-    who = re.search("Who: (.*)", op["description"])
-    address = re.sub(r"\{\w+_id\}", "<id>", path).replace("{", "<").replace("}", ">")
+def address(route: Route) -> str:
+    path = re.sub(r"\{\w+_id\}", "<id>", route.path).replace("{", "<").replace("}", ">")
+    return f"`{route.method} {path}`"
+
+
+def row(route: Route, doc: JSON) -> str:
+    _, _, op = operations(doc)[route.name]
     codes = " ".join(code for code in op["responses"] if code not in ("500", "503"))
-    cells = (f"`{method} {address}`", op["summary"], who[1].rstrip(".") if who else "", takes(doc, op), codes)
-    return f"| {' | '.join(cells)} |"
+    return f"| {address(route)} | {op['summary']} | {route.access.who} | {fields(doc, op)} | {codes} |"
 
 
-def takes(doc: JSON, op: JSON) -> str:
-    """The fields of body and query string: the required ones bold, the query's with a question mark before."""
+def fields(doc: JSON, op: JSON) -> str:
+    """Return the fields of query string and body: a question mark before the query's, the required ones bold."""
     found = []
     for parameter in (resolve(doc, one) for one in op["parameters"]):
         if parameter["in"] == "query":
@@ -121,7 +133,7 @@ def script(listen: str, text: str) -> JSON:
 
 
 def example(doc: JSON, op: JSON) -> tuple[str, JSON]:
-    """The media type and the example of an operation's body; "" where it has none."""
+    """Return the media type and the example of an operation's body, "" if it has no body."""
     for media_type, content in op.get("requestBody", {}).get("content", {}).items():
         return media_type, resolve(doc, content["schema"])["examples"][0]
     return "", {}
@@ -131,7 +143,7 @@ IMAGES = ("docs/images/ecg.png", "docs/images/chest.png")
 
 
 def request(doc: JSON, name: str, **fields: Any) -> JSON:
-    """An operation as a request, its example's fields as they are but for those given here."""
+    """Return an operation as a request that sends its example, with these fields instead of the example's."""
     method, path, op = operations(doc)[name]
     media_type, body = example(doc, op)
     ids = re.findall(r"\{(\w+)\}", path)
@@ -163,14 +175,14 @@ def request(doc: JSON, name: str, **fields: Any) -> JSON:
         made["body"] = {"mode": "formdata", "formdata": form}
     elif media_type:
         raw = json.dumps({**body, **fields}, indent=2, ensure_ascii=False)
-        raw = re.sub(r'"\{\{(\w+_id)\}\}"', r"{{\1}}", raw)  # a variable that holds a number
+        raw = re.sub(r'"\{\{(\w+_id)\}\}"', r"{{\1}}", raw)  # the variable holds a number, so it needs no quotes
         made["header"].append({"key": "Content-Type", "value": "application/json"})
         made["body"] = {"mode": "raw", "raw": raw, "options": {"raw": {"language": "json"}}}
     return made
 
 
 def references(doc: JSON) -> list[JSON]:
-    """A folder for each tag, with every operation."""
+    """Return a folder for each tag, with every operation."""
     folders = []
     for tag in doc["tags"]:
         named = [(n, op) for n, (_, _, op) in operations(doc).items() if op["tags"] == [tag["name"]]]
@@ -180,7 +192,7 @@ def references(doc: JSON) -> list[JSON]:
 
 
 def step(doc: JSON, title: str, name: str, code: int, /, *tests: str, before: str = "", **fields: Any) -> JSON:
-    """One request of the story: it has to answer `code`, and to pass the tests, each a line of JavaScript."""
+    """Return a request of the story. It must answer `code` and pass the tests, each a line of JavaScript."""
     headers = fields.pop("headers", {})
     made = request(doc, name, **fields)
     made["header"] += [{"key": key, "value": value} for key, value in headers.items()]
@@ -204,7 +216,7 @@ def expects(what: str, to: str) -> str:
 
 
 def day(doc: JSON) -> JSON:
-    """From sign-up to report, in an order that can be run as it stands, on a server where doctors may sign up."""
+    """Return the story of a day, from sign-up to report. It runs on a server where doctors may sign up."""
     slot = 'pm.environment.set("slot", new Date(Math.ceil(Date.now() / 36e5) * 36e5 + 864e5).toISOString());'
     email = 'pm.environment.set("email", "doctor." + Date.now() + "@clinic.example");'
     has_etag = 'pm.environment.set("etag", pm.response.headers.get("ETag"));'
@@ -372,11 +384,11 @@ def environment(doc: JSON) -> JSON:
 
 
 def written() -> dict[str, str]:
-    """The name and the text of every file that is made here."""
-    doc = document()
+    """Return the name and the text of every file that this module writes."""
+    found, doc = application()
     postman = {"collection": collection(doc), "environment": environment(doc)}
     return {
-        "endpoints.md": endpoints(doc),
+        "endpoints.md": endpoints(found, doc),
         **{
             f"hosi.postman_{name}.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             for name, content in postman.items()

@@ -1,14 +1,13 @@
-"""The bridge from a route's annotations to checked input and written output, and the route's one transaction.
+"""@contract: reads a view's input and writes its answer, by the view's annotations. @public: anybody may call a view.
 
-A parameter named `json`, `form` (multipart or JSON) or `query` is read into its pydantic model, `images` is the list
-of files sent; the annotation of what is returned says how it is written. Ours on purpose: the libraries for
-it are slower by half or more, or echo a rejected password.
+The code is our own because the libraries that do this are slower by half or more, or repeat a rejected password in the
+error body.
 """
 
 import inspect
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,45 +15,63 @@ from flask import Response, g, request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from werkzeug.datastructures import MultiDict
 
-from server import database, errors
-from server import multipart as forms
+from server import database, errors, multipart
 
 access_log = logging.getLogger("hosi.access")
-View = Callable[..., Any]
-Reader = Callable[[type[BaseModel]], Any]
-
-
 Answer = TypeVar("Answer")
+View = TypeVar("View", bound=Callable[..., Any])
 
 
-class Many(Response, Generic[Answer]):
-    """The JSON of a list of `Answer`, written already: whole, or row by row as it is sent."""
+class StreamedList(Response, Generic[Answer]):
+    """A JSON array of `Answer` that the view writes itself: whole, or row by row while it is sent."""
 
-    accessed = ""  # what a reader of it has seen, for the access log
+    records_shown = ""  # for the access log
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may call a view. `server.openapi` reads it; the decorator that sets it enforces it."""
+
+    who: str  # for people: "administrators"
+    may_forbid: bool = False  # whether the view answers 403 to some signed-in callers
+
+
+PUBLIC = Access("anyone")
+
+
+def public(view: View) -> View:
+    """Let anybody call the view."""
+    return with_access(view, PUBLIC)
+
+
+def with_access(view: View, access: Access) -> View:
+    """Return the view, marked with who may call it. Raises RuntimeError if it is marked already."""
+    if hasattr(view, "access"):
+        raise RuntimeError(f"The view {view.__name__} says twice who may call it. Keep one of @guard and @public.")
+    view.access = access  # type: ignore[attr-defined]
+    return view
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What a route takes and gives; the OpenAPI document is made of it."""
+    """A view's input and output. `server.openapi` describes the route by it."""
 
     status: int
-    answer: Any
-    takes: dict[str, type[BaseModel]] = field(default_factory=dict)
-    files: bool = False
+    answer: Any  # a type; `Response` where the view writes its answer itself
+    inputs: Mapping[str, type[BaseModel]]  # "json", "form" or "query" → its model
+    files: bool
+    tag: str
+    errors: Collection[int]
+    tokens: Collection[str] | None
+    uses_database: bool
+    operation: Mapping[str, Any]
 
 
-def _checked(model: type[BaseModel], values: dict[str, Any]) -> BaseModel:
-    try:
-        return model.model_validate(values, strict=False)  # texts are all that forms and query strings have
-    except ValidationError as error:
-        raise errors.Invalid(errors.field_errors(error.errors(include_url=False))) from None
-
-
-def _read_json(model: type[BaseModel]) -> BaseModel:
+def _parse_json(model: type[BaseModel]) -> BaseModel:
     if not request.is_json:
         raise errors.UnsupportedMediaType("Send JSON, with the header Content-Type: application/json.")
     try:
-        return model.model_validate_json(forms.json_body())
+        return model.model_validate_json(multipart.json_body())
     except ValidationError as error:
         found = error.errors(include_url=False)
         if found[0]["type"] == "json_invalid":
@@ -62,90 +79,131 @@ def _read_json(model: type[BaseModel]) -> BaseModel:
         raise errors.Invalid(errors.field_errors(found)) from None
 
 
-def _read_form(model: type[BaseModel]) -> BaseModel:
+def _parse_form(model: type[BaseModel]) -> BaseModel:
     if request.is_json:
-        return _read_json(model)
+        return _parse_json(model)
     if request.mimetype != "multipart/form-data":
         raise errors.UnsupportedMediaType("Send multipart/form-data, or JSON where there is no file.")
-    return _checked(model, _once_each(forms.fields()))
+    return _validate(model, _single_values(multipart.fields()))
+
+
+def _parse_query(model: type[BaseModel]) -> BaseModel:
+    repeatable = _repeatable_fields(model)
+    lists = {name: request.args.getlist(name) for name in repeatable & request.args.keys()}
+    return _validate(model, {**_single_values(request.args, repeatable), **lists})
+
+
+def _validate(model: type[BaseModel], values: dict[str, Any]) -> BaseModel:
+    try:
+        return model.model_validate(values, strict=False)  # forms and query strings have nothing but texts
+    except ValidationError as error:
+        raise errors.Invalid(errors.field_errors(error.errors(include_url=False))) from None
 
 
 @cache
-def _lists(model: type[BaseModel]) -> frozenset[str]:
-    """The fields that may come several times."""
+def _repeatable_fields(model: type[BaseModel]) -> frozenset[str]:
     return frozenset(name for name, info in model.model_fields.items() if get_origin(info.annotation) is list)
 
 
-def _read_query(model: type[BaseModel]) -> BaseModel:
-    lists = _lists(model)
-    several = {name: request.args.getlist(name) for name in lists & request.args.keys()}
-    return _checked(model, {**_once_each(request.args, but=lists), **several})
-
-
-def _once_each(values: MultiDict[str, str], but: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Each value by its name. Raises `Invalid` for a name that comes twice."""
-    if twice := {n: ["Give this only once."] for n in values if n not in but and len(values.getlist(n)) > 1}:
-        raise errors.Invalid(twice)
+def _single_values(values: MultiDict[str, str], repeatable: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Return each value by its name. Raises `Invalid` for a repeated name that is not `repeatable`."""
+    repeated = [name for name in values if name not in repeatable and len(values.getlist(name)) > 1]
+    if repeated:
+        raise errors.Invalid({name: ["Give this only once."] for name in repeated})
     return dict(values.items())
 
 
-READERS: dict[str, Reader] = {"json": _read_json, "form": _read_form, "query": _read_query}
+PARSERS = {"json": _parse_json, "form": _parse_form, "query": _parse_query}
 
 
-def log_access(shown: str, reader: str = "") -> None:
-    """Who was shown which patient or report: a line in the log, as data protection law wants it."""
-    if shown:
-        access_log.info("%s: %s", reader or access(), shown)
+def log_access(records_shown: str, asked_by: str = "") -> None:
+    """Write to the access log which records the caller was shown. A stream passes the `caller_and_request()`."""
+    if records_shown:
+        access_log.info("%s: %s", asked_by or caller_and_request(), records_shown)
 
 
-def access() -> str:
-    """Who asks for what, to be kept for `log_access` by what outlives the request's context."""
+def caller_and_request() -> str:
+    """Return who sent which request, for the access log."""
     return f"user {g.caller.id} {request.method} {request.path}"
 
 
 def check_if_match(version: int) -> None:
-    """Raises `PreconditionFailed` when the client has not seen this version (RFC 9110 section 13.1.1)."""
+    """Raise `PreconditionFailed` when If-Match names another version (RFC 9110 section 13.1.1)."""
     if "If-Match" in request.headers and not request.if_match.contains(str(version)):
         raise errors.PreconditionFailed(f"The record has changed: it is at version {version} now. Read it again.")
 
 
-def contract(status: int = 200, at: str = "") -> Callable[[View], View]:
-    """Reads the view's input, runs it in one transaction, and writes its answer with `status`.
+def contract(
+    status: int = 200,
+    *,
+    at: str = "",
+    tag: str = "",
+    errors: Collection[int] = (),
+    tokens: Collection[str] | None = None,
+    uses_database: bool = True,
+    operation: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
+    """Read the view's input, call the view, and write its answer with `status`.
 
-    `at` is the address of what was made, for the Location header, `"/patient/{id}"` say. A record's version is its
-    ETag.
+    A parameter named `json`, `form` (multipart or JSON) or `query` is validated by its pydantic model; `images` is the
+    list of files. Unless the method is GET, the view runs within `database.in_transaction`. The version of the answer
+    becomes its ETag.
+
+    `at` is the Location of a created record, such as "/patient/{id}". The rest describes the route in the OpenAPI
+    document: its `tag`; statuses of `errors` that do not follow from the contract (412 says that the view reads
+    If-Match); `tokens` that a public view reads ("" for none); whether it `uses_database`; and `operation`, the parts
+    of an OpenAPI operation that annotations cannot say.
     """
 
-    def decorate(view: View) -> View:
+    def decorate(view: Callable[..., Any]) -> Callable[..., Response]:
+        if hasattr(view, "access"):
+            raise RuntimeError(f"The view {view.__name__} must have @guard or @public above @contract, not below.")
         hints = get_type_hints(view)
-        takes = {name: hints[name] for name in READERS if name in hints}
-        files = "images" in inspect.signature(view).parameters
-        returned = hints["return"]
-        if get_origin(returned) is Many:
-            returned = list[get_args(returned)[0]]  # type: ignore[misc]
-        writer = TypeAdapter(returned)
-
-        @wraps(view)
-        def route(**path: Any) -> Response:
-            given = {name: READERS[name](model) for name, model in takes.items()}
-            if files:
-                given["images"] = [] if request.is_json else forms.images()
-            if request.method in ("GET", "HEAD"):
-                answer = view(**path, **given)
-            else:
-                answer = database.in_transaction(lambda: view(**path, **given))
-            several = answer if isinstance(answer, list) else [answer]
-            log_access(", ".join(filter(None, (getattr(one, "accessed", "") for one in several))))
-            if isinstance(answer, Many):
-                return answer
-            response = Response(writer.dump_json(answer), status, mimetype="application/json")
-            if isinstance(version := getattr(answer, "version", None), int):
-                response.set_etag(str(version))
-            if at:
-                response.headers["Location"] = at.format(id=answer.id)
-            return response
-
-        route.contract = Contract(status, returned, takes, files)  # type: ignore[attr-defined]
+        if "return" not in hints:
+            raise RuntimeError(f"The view {view.__name__} does not say what it returns: annotate it.")
+        inputs = {name: hints[name] for name in PARSERS if name in hints}
+        files, answer = "images" in inspect.signature(view).parameters, hints["return"]
+        if get_origin(answer) is StreamedList:
+            answer = list[get_args(answer)[0]]  # type: ignore[misc]
+        route = _route(view, inputs, files, _writer(answer), status, at)
+        route.contract = Contract(  # type: ignore[attr-defined]
+            status, answer, inputs, files, tag, errors, tokens, uses_database, operation or {}
+        )
         return route
 
     return decorate
+
+
+def _writer(answer: Any) -> Callable[[Any], bytes]:
+    return TypeAdapter(answer).dump_json if answer is not Response else bytes
+
+
+def _route(
+    view: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    files: bool,
+    write: Callable[[Any], bytes],
+    status: int,
+    at: str,
+) -> Callable[..., Response]:
+    @wraps(view)
+    def route(**path: Any) -> Response:
+        arguments = path | {name: PARSERS[name](model) for name, model in inputs.items()}
+        if files:
+            arguments["images"] = [] if request.is_json else multipart.images()
+        if request.method in ("GET", "HEAD"):
+            answer = view(**arguments)
+        else:
+            answer = database.in_transaction(lambda: view(**arguments))
+        answers = answer if isinstance(answer, list) else [answer]
+        log_access(", ".join(filter(None, (getattr(item, "records_shown", "") for item in answers))))
+        if isinstance(answer, Response):
+            return answer
+        response = Response(write(answer), status, mimetype="application/json")
+        if isinstance(version := getattr(answer, "version", None), int):
+            response.set_etag(str(version))
+        if at:
+            response.headers["Location"] = at.format(id=answer.id)
+        return response
+
+    return route

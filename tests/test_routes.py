@@ -1,15 +1,22 @@
 """Every route is guarded or named as public, and the modules look one way."""
 
 import ast
+import re
 import sys
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Client, assert_refused
-from flask import Flask
+from flask import Blueprint, Flask, Response
+from pydantic import BaseModel, Field
 from werkzeug.routing import Rule
 
-from clinic.rights import POLICY, Who
+from app import api, create_app
+from clinic.rights import ADMIN, guard
+from server.endpoint import PUBLIC, Access, contract, public
+from server.web import LARGEST_ID
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES_OF_OURS = {"static"}  # Flask's own view for what lies in static/, which is for anyone
@@ -21,6 +28,11 @@ def rules(app: Flask) -> list[Rule]:
 
 def view_name(rule: Rule) -> str:
     return rule.endpoint.rpartition(".")[2]
+
+
+def access(app: Flask, rule: Rule) -> Access:
+    view: Any = app.view_functions[rule.endpoint]
+    return view.access  # type: ignore[no-any-return]
 
 
 def address(rule: Rule) -> str:
@@ -38,20 +50,17 @@ def test_there_are_routes(migrated: Flask) -> None:
     assert len(rules(migrated)) > 25
 
 
-def test_every_route_is_guarded_or_stands_in_the_list_of_public_ones(migrated: Flask) -> None:
-    for rule in rules(migrated):
-        view = migrated.view_functions[rule.endpoint]
-        public = POLICY[view_name(rule)] is Who.ANYONE
-        assert getattr(view, "guarded", False) is not public, f"{rule} is {'guarded' if public else 'open'}"
-
-
-def test_no_row_of_the_policy_is_without_a_route(migrated: Flask) -> None:
-    assert POLICY.keys() == {view_name(rule) for rule in rules(migrated)}
+def test_the_public_routes_are_these_alone(migrated: Flask) -> None:
+    assert {view_name(rule) for rule in rules(migrated) if access(migrated, rule) is PUBLIC} == {
+        *("index", "docs", "openapi_document", "healthz", "readyz"),
+        *("signup", "login", "refresh", "forgot_password", "reset_password"),
+        "media_file",
+    }
 
 
 def test_nobody_gets_past_a_guard_without_a_token(app: Flask, anonymous: Client) -> None:
     for rule in rules(app):
-        if POLICY[view_name(rule)] is not Who.ANYONE:
+        if access(app, rule) is not PUBLIC:
             for method in methods(rule):
                 assert_refused(anonymous.send(method, address(rule)), 401)
 
@@ -59,11 +68,11 @@ def test_nobody_gets_past_a_guard_without_a_token(app: Flask, anonymous: Client)
 def test_a_doctor_gets_past_every_guard_but_the_administrators(app: Flask, doctor: Client) -> None:
     leaving = {"logout"}  # which would end the login that the other routes are tried with
     for rule in rules(app):
-        if POLICY[view_name(rule)] is Who.ANYONE or view_name(rule) in leaving:
+        if access(app, rule) is PUBLIC or view_name(rule) in leaving:
             continue
         for method in methods(rule):
             status = doctor.send(method, address(rule)).status_code
-            refused = POLICY[view_name(rule)] is Who.ADMIN
+            refused = access(app, rule) is ADMIN
             assert (status == 403) is refused, f"{method} {rule}: {status}"
             assert status != 401, f"{method} {rule}"
 
@@ -71,10 +80,119 @@ def test_a_doctor_gets_past_every_guard_but_the_administrators(app: Flask, docto
 def test_an_administrator_gets_past_every_guard(app: Flask, admin: Client) -> None:
     leaving = {"logout"}
     for rule in rules(app):
-        if POLICY[view_name(rule)] is Who.ANYONE or view_name(rule) in leaving:
+        if access(app, rule) is PUBLIC or view_name(rule) in leaving:
             continue
         for method in methods(rule):
             assert admin.send(method, address(rule)).status_code not in (401, 403), f"{method} {rule}"
+
+
+# --- A view that lacks something ---
+
+
+class Slot(BaseModel):
+    doctor_name: str = Field(examples=["Tomás Okafor"])
+
+
+class Undescribed(BaseModel):
+    doctor_name: str
+
+
+def usual(view: Any) -> Any:
+    return public(contract(tag="Appointments")(view))
+
+
+def list_slots() -> list[Slot]:
+    """List free slots."""
+    return [Slot(doctor_name="Dora Otieno")]
+
+
+def without_docstring() -> Slot:
+    return Slot(doctor_name="Dora Otieno")
+
+
+def with_undescribed_answer() -> list[Undescribed]:
+    """List free slots."""
+    return []
+
+
+def with_undescribed_body(json: Undescribed) -> Slot:
+    """Make a slot."""
+    return Slot(doctor_name=json.doctor_name)
+
+
+def with_its_own_response() -> Response:
+    """Draw the free slots."""
+    return Response(b"")
+
+
+def get_patient() -> Slot:
+    """Have a name that is taken."""
+    return Slot(doctor_name="Dora Otieno")
+
+
+def app_with(view: Any, folder: Path, path: str = "/slots") -> Flask:
+    """The application with one more view."""
+    scratch = Blueprint("scratch", __name__)
+    scratch.add_url_rule(path, view_func=view, methods=["GET" if "body" not in view.__name__ else "POST"])
+    return create_app({"FLASK_ENV": "testing", "INSTANCE_PATH": folder}, [api, scratch])
+
+
+def test_a_view_that_says_all_of_it_is_served_and_described(tmp_path: Path) -> None:
+    client = app_with(usual(list_slots), tmp_path).test_client()
+    assert client.get("/slots").json == [{"doctor_name": "Dora Otieno"}]
+    described: Any = client.get("/openapi.json").json
+    assert described["paths"]["/slots"]["get"]["summary"] == "List free slots"
+
+
+@pytest.mark.parametrize(
+    ("view", "fault"),
+    [
+        (list_slots, "does not say who may call it"),
+        (contract(tag="Appointments")(list_slots), "does not say who may call it"),
+        (public(wraps(list_slots)(lambda: "x")), "has no contract"),
+        (public(contract()(list_slots)), "has the tag ''"),
+        (public(contract(tag="Slots")(list_slots)), "has the tag 'Slots', which is not one of Accounts, Staff"),
+        (public(contract(tag="Staff", errors=(418,))(list_slots)), "has the errors [418]"),
+        (usual(without_docstring), "has no docstring"),
+        (usual(with_undescribed_answer), "has the field Undescribed.doctor_name without an example"),
+        (usual(with_undescribed_body), "has the field Undescribed.doctor_name without an example"),
+        (usual(with_its_own_response), "returns a Response: describe it"),
+        (usual(get_patient), "shares its name with another route"),
+    ],
+)
+def test_a_view_that_lacks_something_stops_the_start_with_its_name(view: Any, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=rf"^The view {view.__name__} \(.*{re.escape(fault)}"):
+        app_with(view, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("decorate", "fault"),
+    [
+        (lambda view: contract(tag="Staff")(guard(ADMIN)(view)), "above @contract"),
+        (lambda view: public(guard(ADMIN)(view)), "says twice who may call it"),
+        (lambda view: guard(ADMIN)(public(view)), "says twice who may call it"),
+    ],
+)
+def test_decorators_in_an_order_that_opens_a_view_are_refused_where_they_stand(decorate: Any, fault: str) -> None:
+    def fresh() -> Slot:
+        """Leave no mark on the views of other tests."""
+        return Slot(doctor_name="Dora Otieno")
+
+    with pytest.raises(RuntimeError, match=f"^The view fresh .*{fault}"):
+        decorate(fresh)
+
+
+def test_a_contract_needs_the_type_of_the_answer() -> None:
+    def silent():  # type: ignore[no-untyped-def]
+        """Answer something."""
+
+    with pytest.raises(RuntimeError, match=r"^The view silent does not say what it returns"):
+        contract(tag="Staff")(silent)
+
+
+def test_the_largest_id_is_the_largest_that_an_address_may_have(app: Flask, admin: Client) -> None:
+    assert admin.get(f"/patient/{LARGEST_ID}").json["msg"] == f"There is no patient {LARGEST_ID}."
+    assert admin.get(f"/patient/{LARGEST_ID + 1}").json["msg"] != f"There is no patient {LARGEST_ID + 1}."
 
 
 # --- The modules ---

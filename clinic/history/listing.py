@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, FromClause, Select, Table, select, tuple_,
 from clinic.history.chain import KINDS, SIGN_INS
 from models import AuditEntry, Image, Record, Report, User, db
 from schemas import AuditQuery, HistoryOut
-from server.endpoint import Many
+from server.endpoint import StreamedList
 
 _entries = cast(Table, AuditEntry.__table__)
 _page = TypeAdapter(list[HistoryOut])
@@ -27,12 +27,12 @@ def history(record: Record) -> list[HistoryOut]:
     return [HistoryOut.of(row) for row in rows]
 
 
-def search(query: AuditQuery) -> Many[HistoryOut]:
+def search(query: AuditQuery) -> StreamedList[HistoryOut]:
     """Returns a page of all entries, sign-ins included, newest first, with a `Link` to the next page."""
     found = [HistoryOut.of(row) for row in db.session.execute(_newest(query))]
     shown = found[: query.limit]
-    page: Many[HistoryOut] = Many(_page.dump_json(shown), mimetype="application/json")
-    page.accessed = ", ".join(entry.accessed for entry in shown)
+    page: StreamedList[HistoryOut] = StreamedList(_page.dump_json(shown), mimetype="application/json")
+    page.records_shown = ", ".join(entry.records_shown for entry in shown)
     if len(found) > query.limit:
         page.headers["Link"] = f'<{_address_before(shown[-1].id)}>; rel="next"'
     return page

@@ -1,0 +1,103 @@
+"""The routes of any server: its name and links, the interactive page, the OpenAPI document, liveness, readiness."""
+
+from collections.abc import Mapping
+
+from flask import Blueprint, Flask, Response, abort, current_app, redirect, request, send_from_directory
+from pydantic import BaseModel, Field
+
+from server import database, openapi
+from server.database import db
+from server.endpoint import contract, public
+
+system = Blueprint("system", __name__)
+
+# Scripts and styles come from this server alone. Swagger UI draws its icons from data: and shows images as blob:.
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+REDIRECT = {"responses": {"302": openapi.redirect("A browser is redirected to `/docs`.")}}
+PAGE = {"responses": {"200": {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}}}
+DOCUMENT = {
+    "responses": {
+        "200": {"description": "The document.", "content": {"application/json": {"schema": {"type": "object"}}}}
+    }
+}
+
+
+class Welcome(BaseModel):
+    name: str = Field(examples=["Hosi Server"])
+    version: str = Field(examples=["1.0.0"])
+    links: dict[str, str] = Field(examples=[{"documentation": "/docs", "openapi": "/openapi.json"}])
+
+
+class Health(BaseModel):
+    status: str = Field(examples=["ok"])
+
+
+class Readiness(BaseModel):
+    status: str = Field(examples=["ready"])
+    database: str = Field(examples=["sqlite"])
+    schema_revision: str = Field(examples=["0008"])
+
+
+@system.get("/")
+@public
+@contract(tag="Server", uses_database=False, operation=REDIRECT)
+def index() -> Welcome:
+    """Get name, version and links; a browser is redirected to the interactive page."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+        abort(redirect("/docs"))
+    welcome: Welcome = current_app.extensions["welcome"]
+    return welcome
+
+
+@system.get("/docs")
+@public
+@contract(tag="Server", uses_database=False, operation=PAGE)
+def docs() -> Response:
+    """Show the interactive page."""
+    page = send_from_directory(f"{current_app.static_folder}", "docs/index.html", conditional=False, etag=False)
+    page.headers["Content-Security-Policy"] = DOCS_POLICY
+    return page
+
+
+@system.get("/openapi.json")
+@public
+@contract(tag="Server", uses_database=False, operation=DOCUMENT)
+def openapi_document() -> Response:
+    """Get this interface as an OpenAPI document."""
+    return Response(current_app.extensions["openapi"], mimetype="application/json")
+
+
+@system.get("/healthz")
+@public
+@contract(tag="Server", uses_database=False)
+def healthz() -> Health:
+    """Ask whether the process lives."""
+    return Health(status="ok")
+
+
+@system.get("/readyz")
+@public
+@contract(tag="Server")
+def readyz() -> Readiness:
+    """Ask whether the database answers and its schema is current."""
+    return Readiness(status="ready", database=db.engine.dialect.name, schema_revision=database.check_schema())
+
+
+def init_app(app: Flask, about: openapi.About, links: Mapping[str, str]) -> None:
+    """Add these routes, and build the document of all routes: register the others before.
+
+    `links` are shown at `/`, beside those to these routes. Raises RuntimeError for a route that is not described.
+    """
+    app.register_blueprint(system)
+    shown = {
+        "documentation": "/docs",
+        "openapi": "/openapi.json",
+        **links,
+        "health": "/healthz",
+        "readiness": "/readyz",
+    }
+    app.extensions["welcome"] = Welcome(name=about.title, version=about.version, links=shown)
+    app.extensions["openapi"] = openapi.text(app, about)

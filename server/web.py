@@ -1,0 +1,65 @@
+"""What holds for every request: the headers of each answer, CORS, ids in addresses, no cookies."""
+
+from collections.abc import Callable
+
+from flask import Flask, Request, Response, request
+from flask.sessions import NullSession, SessionInterface
+from flask_cors import CORS
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import IntegerConverter
+
+from server.multipart import JSON_LIMIT, APIRequest
+
+LARGEST_ID = 999_999_999  # fits into an INTEGER column; nine digits, so that the pattern of an address says the same
+HEADERS = {
+    "Cache-Control": "no-store",  # no cache may keep a medical answer
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",  # whoever has a link to an image can open it
+    "X-Content-Type-Options": "nosniff",
+}
+EXPOSED_HEADERS = ["ETag", "Link", "Location", "Retry-After", "X-Total-Count", "X-Request-ID"]
+
+
+class IdConverter(IntegerConverter):
+    """A record's id in an address, from 1 to `LARGEST_ID`. Any other number is 404, whatever the method."""
+
+    regex = "[1-9][0-9]{0,8}"
+
+
+class NoSessions(SessionInterface):
+    """Turns Flask's sessions off: this server sets no cookie, and Flask would look for one at each request."""
+
+    def open_session(self, app: Flask, request: Request) -> NullSession:
+        return NullSession()
+
+
+def _add_headers(response: Response) -> Response:
+    present = {name.lower() for name, _ in response.headers}
+    response.headers.extend((name, value) for name, value in HEADERS.items() if name.lower() not in present)
+    return response
+
+
+def _add_cors(app: Flask) -> None:
+    """Add CORS headers to answers to a request with an Origin. For other requests Flask-CORS costs more than a view."""
+    CORS(
+        app,
+        origins=app.config["CORS_ORIGINS"],
+        expose_headers=EXPOSED_HEADERS,
+        max_age=600,  # seconds
+        intercept_exceptions=False,
+    )
+    hooks = app.after_request_funcs[None]
+    add_headers: Callable[[Response], Response] = hooks.pop()  # type: ignore[assignment]
+    hooks.append(lambda response: add_headers(response) if "Origin" in request.headers else response)
+
+
+def init_app(app: Flask) -> None:
+    app.config["MAX_CONTENT_LENGTH"] = JSON_LIMIT
+    app.request_class = APIRequest
+    app.session_interface = NoSessions()
+    app.url_map.converters["id"] = IdConverter
+    app.url_map.strict_slashes = False
+    if proxies := app.config["TRUSTED_PROXIES"]:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
+    _add_cors(app)
+    app.after_request(_add_headers)
