@@ -35,8 +35,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import bcrypt  # noqa: E402
 import psycopg2  # noqa: E402
-from conftest import counted_statements  # noqa: E402
 from flask import Flask  # noqa: E402
+from sql import counted_statements  # noqa: E402
 from werkzeug.test import EnvironBuilder  # noqa: E402
 
 from app import create_app  # noqa: E402

@@ -21,7 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import Client, files, make_appointment, make_patient, picture, sign_in, sign_up  # noqa: E402
+from client import Client  # noqa: E402
+from factories import files, make_appointment, make_patient, picture, sign_in, sign_up  # noqa: E402
 from flask import Flask  # noqa: E402
 from sqlalchemy import Engine, delete, insert, select, update  # noqa: E402
 from sqlalchemy.exc import IntegrityError  # noqa: E402

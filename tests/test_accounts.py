@@ -11,19 +11,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from conftest import (
-    PASSWORD,
-    Client,
-    answers_at_once,
-    held_up,
-    in_database,
-    make_appointment,
-    make_patient,
-    sign_in,
-    sign_up,
-    snapshot,
-)
+from client import Client, at_once
+from factories import PASSWORD, make_appointment, make_patient, sign_in, sign_up
 from flask import Flask
+from sql import held_up, snapshot, sql
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
@@ -49,7 +40,7 @@ def log_in(app: Flask, name: str, password: str = PASSWORD) -> TestResponse:
 
 
 def stored_hash(app: Flask, name: str) -> str:
-    return str(in_database(app, select(User.password).where(User.email == f"{name.lower()}@clinic.test"))[0][0])
+    return str(sql(app, select(User.password).where(User.email == f"{name.lower()}@clinic.test"))[0][0])
 
 
 def token_in(text: str) -> str:
@@ -169,7 +160,7 @@ def test_an_email_is_taken_whatever_its_case(app: Flask) -> None:
 
 
 def test_one_email_signed_up_eight_times_at_once_is_one_account(app: Flask) -> None:
-    answers = answers_at_once(*[lambda: Client(app).post("/signup", application())] * 8)
+    answers = at_once(*[lambda: Client(app).post("/signup", application())] * 8)
     assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
     assert len(snapshot(app)["users"]) == 1
 
@@ -300,7 +291,7 @@ def test_names_are_those_of_ones_own_sign_up_however_many_sign_up_at_once(app: F
     sys.setswitchinterval(1e-6)
     try:
         calls = [lambda one=one: Client(app).post("/signup", application(**one)) for one in mine]
-        assert {answer.status_code for answer in answers_at_once(*calls)} == {422}
+        assert {answer.status_code for answer in at_once(*calls)} == {422}
     finally:
         sys.setswitchinterval(usual)
 
@@ -387,7 +378,7 @@ def test_hashing_anew_ends_no_login_and_is_no_new_version_of_the_user(app: Flask
 def test_logins_that_all_hash_anew_at_once_all_get_in(app: Flask, make_app: MakeApp) -> None:
     sign_up(app, "Nia")
     raised = make_app(BCRYPT_LOG_ROUNDS=8)
-    answers = answers_at_once(*[lambda: log_in(raised, "Nia")] * 4)
+    answers = at_once(*[lambda: log_in(raised, "Nia")] * 4)
     assert [answer.status_code for answer in answers] == [200] * 4
 
 
@@ -472,7 +463,7 @@ def new_password_during_hash(app: Flask, nth: int) -> Iterator[None]:
     def see(rounds: int) -> None:
         hashes.append(rounds)
         if len(hashes) == nth:
-            in_database(app, changed)
+            sql(app, changed)
 
     with watched_hashing(see):
         yield
@@ -492,7 +483,7 @@ def test_a_login_that_was_hashed_while_the_email_changed_is_one_of_an_unknown_em
     """Or a guess would count for an email that the account has no more."""
     sign_up(app, "Nia")
     moved = update(User).values(email="kamau@clinic.test")
-    with watched_hashing(lambda _: in_database(app, moved)):
+    with watched_hashing(lambda _: sql(app, moved)):
         assert log_in(app, "Nia", password).status_code == 401
     assert "failed for an unknown email" in caplog.text
     assert "user 1" not in caplog.text
@@ -505,7 +496,7 @@ def test_a_login_waits_for_a_deactivation_under_way(app: Flask) -> None:
             answer = threads.submit(log_in, app, "Nia")
             time.sleep(0.5)  # it has read the account, or waits to
         assert answer.result().status_code == 403
-    assert in_database(app, select(LoginSession)) == []
+    assert sql(app, select(LoginSession)) == []
 
 
 def test_of_two_changes_of_a_password_at_once_the_second_is_refused(app: Flask) -> None:
@@ -626,17 +617,17 @@ def test_of_two_administrators_who_remove_each_other_at_once_one_stays(app: Flas
         address = f"/user/{other.user['id']}"
         return lambda: actor.delete(address) if step == "archive" else actor.patch(address, {"role": "doctor"})
 
-    answers = answers_at_once(remove(admin, nia), remove(nia, admin))
+    answers = at_once(remove(admin, nia), remove(nia, admin))
     assert sorted(answer.status_code for answer in answers)[0] == 200
     assert {answer.status_code for answer in answers} & {401, 403, 409}
-    [(left,)] = in_database(app, select(func.count()).select_from(User.admins().subquery()))
+    [(left,)] = sql(app, select(func.count()).select_from(User.admins().subquery()))
     assert left == 1
 
 
 def test_two_administrators_who_both_step_down_at_once_leave_one(app: Flask, admin: Client) -> None:
     admin.post("/signup", application("admin"))
     nia = sign_in(app, "Nia")
-    answers = answers_at_once(
+    answers = at_once(
         *[lambda who=who: who.patch(f"/user/{who.user['id']}", {"role": "doctor"}) for who in (admin, nia)]
     )
     assert sorted(answer.status_code for answer in answers) == [200, 409]
@@ -662,12 +653,12 @@ def test_purge_forgets_what_has_had_no_effect_for_long(app: Flask) -> None:
     log_in(app, "Nia", "wrong password")
     long_ago = now() - timedelta(days=31)
     mine = LoginSession.user_id == nia.user["id"]
-    in_database(app, update(LoginSession).where(mine).values(ended_at=long_ago))
-    in_database(app, update(PasswordReset).values(expires_at=long_ago))
+    sql(app, update(LoginSession).where(mine).values(ended_at=long_ago))
+    sql(app, update(PasswordReset).values(expires_at=long_ago))
     result = app.test_cli_runner().invoke(args=["purge"])
     assert result.exit_code == 0, result.output
-    assert in_database(app, select(LoginSession.user_id)) == [(otto.user["id"],)]
-    assert in_database(app, select(PasswordReset.user_id)) == []
+    assert sql(app, select(LoginSession.user_id)) == [(otto.user["id"],)]
+    assert sql(app, select(PasswordReset.user_id)) == []
     assert otto.get("/me").status_code == 200
 
 
@@ -677,10 +668,10 @@ def test_purge_forgets_logins_a_month_after_their_end(app: Flask) -> None:
         for days in (31, 29):
             sign_in(app, "Nia")
             newest = LoginSession.id == select(func.max(LoginSession.id)).scalar_subquery()
-            in_database(app, update(LoginSession).where(newest).values({column: now() - timedelta(days)}))
+            sql(app, update(LoginSession).where(newest).values({column: now() - timedelta(days)}))
     sign_in(app, "Nia")
     assert app.test_cli_runner().invoke(args=["purge"]).exit_code == 0
-    assert in_database(app, select(LoginSession.id).order_by(LoginSession.id)) == [(2,), (4,), (5,)]
+    assert sql(app, select(LoginSession.id).order_by(LoginSession.id)) == [(2,), (4,), (5,)]
 
 
 def test_one_signs_in_by_an_address_as_it_was_typed_at_sign_up(app: Flask) -> None:

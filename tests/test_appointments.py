@@ -4,16 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import (
-    Client,
-    assert_refused,
-    counted_statements,
-    make_appointment,
-    make_patient,
-    sign_up,
-    snapshot,
-)
+from client import Client, assert_refused
+from factories import make_appointment, make_patient, sign_up
 from flask import Flask
+from sql import counted_statements, snapshot
 
 
 def test_an_appointment_is_booked_read_moved_and_archived(doctor: Client) -> None:

@@ -9,20 +9,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import psycopg2
 import pytest
-from conftest import (
-    Client,
-    assert_refused,
-    connections_in_use,
-    counted_statements,
-    make_appointment,
-    make_patient,
-    make_report,
-    picture,
-    sign_in,
-    sign_up,
-    sql,
-)
+from client import Client, assert_refused
+from factories import make_appointment, make_patient, make_report, picture, sign_in, sign_up
 from flask import Flask
+from sql import connections_in_use, counted_statements, sql
 from sqlalchemy import insert
 from werkzeug.test import EnvironBuilder, TestResponse
 

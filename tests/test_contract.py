@@ -9,22 +9,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import (
-    PASSWORD,
-    Client,
-    assert_refused,
-    empty_tables,
-    files,
-    form,
-    make_appointment,
-    make_patient,
-    make_report,
-    picture,
-    sign_in,
-    sign_up,
-    snapshot,
-)
+from client import Client, assert_refused, form
+from factories import PASSWORD, files, make_appointment, make_patient, make_report, picture, sign_in, sign_up
 from flask import Flask
+from sql import empty_tables, snapshot
 
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
 APPOINTMENT = {"patient_id": 1, "appointment_datetime": "2031-05-01T09:00"}

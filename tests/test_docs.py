@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import PASSWORD, Client, make_patient, picture, sign_up
+from client import Client
+from factories import PASSWORD, make_patient, picture, sign_up
 from flask import Flask
 from playwright.sync_api import FilePayload, Page, expect, sync_playwright
 

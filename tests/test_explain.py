@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from conftest import Client, counted_statements, empty_tables, make_patient, sign_in, sign_up, sql
+from client import Client
+from factories import make_patient, sign_in, sign_up
 from flask import Flask
+from sql import counted_statements, empty_tables, sql
 from sqlalchemy import insert
 from test_collections import next_of
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import psycopg2
 import pytest
-from conftest import USUAL, Client, assert_refused, make_patient, run_flask, run_sql, sign_in, sign_up
+from client import Client, assert_refused, migrate
+from factories import USUAL, make_patient, sign_in, sign_up
 from flask import Flask
 from flask_jwt_extended import create_access_token
+from sql import run_sql
 
 from app import create_app
 
@@ -66,7 +68,7 @@ def test_bad_input_is_seen_before_the_database_is_asked(stranded: Client) -> Non
 
 @pytest.fixture
 def ada(bare_app: Flask) -> Client:
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     sign_up(bare_app, "Ada", "admin")
     return sign_in(bare_app, "Ada")
 

@@ -7,9 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import PASSWORD, Client, answers_at_once, in_database, sign_in, sign_up, snapshot
+from client import Client, at_once
+from factories import PASSWORD, sign_in, sign_up
 from flask import Flask
 from smtp_double import SMTPDouble
+from sql import snapshot, sql
 from sqlalchemy import select, update
 from test_accounts import NEW_PASSWORD, MakeApp, log_in, reset_token, token_in
 from werkzeug.test import TestResponse
@@ -129,7 +131,7 @@ def test_no_second_link_is_mailed_within_a_minute(mailing: Flask, mailbox: SMTPD
     sign_up(mailing, "Otto")
     ask(mailing, "Nia")
     mailbox.wait()
-    in_database(mailing, update(PasswordReset).values(expires_at=now() + timedelta(minutes=59, seconds=30)))
+    sql(mailing, update(PasswordReset).values(expires_at=now() + timedelta(minutes=59, seconds=30)))
     for name in ("Nia", "Otto"):
         ask(mailing, name)
     assert [mail.to for mail in mailbox.wait(2)] == [["nia@clinic.test"], ["otto@clinic.test"]]
@@ -139,7 +141,7 @@ def test_a_second_link_is_mailed_after_a_minute_and_the_first_is_void(mailing: F
     sign_up(mailing, "Nia")
     ask(mailing, "Nia")
     mailbox.wait()
-    in_database(mailing, update(PasswordReset).values(expires_at=now() + timedelta(minutes=58)))
+    sql(mailing, update(PasswordReset).values(expires_at=now() + timedelta(minutes=58)))
     ask(mailing, "Nia")
     first, second = mailbox.wait(2)
     assert reset(mailing, token_in(first.text)).status_code == 422
@@ -158,16 +160,16 @@ def test_a_link_is_good_once(app: Flask) -> None:
 def test_a_link_used_four_times_at_once_is_good_once(app: Flask) -> None:
     sign_up(app, "Nia")
     token = reset_token(app, "nia")
-    answers = answers_at_once(*[lambda: reset(app, token)] * 4)
+    answers = at_once(*[lambda: reset(app, token)] * 4)
     assert sorted(answer.status_code for answer in answers) == [200, 422, 422, 422]
 
 
 def test_a_link_is_good_for_an_hour(app: Flask) -> None:
     sign_up(app, "Nia")
     token = reset_token(app, "nia")
-    [(expires_at,)] = in_database(app, select(PasswordReset.expires_at))
+    [(expires_at,)] = sql(app, select(PasswordReset.expires_at))
     assert timedelta(minutes=59) < expires_at - now() <= timedelta(hours=1)
-    in_database(app, update(PasswordReset).values(expires_at=now()))
+    sql(app, update(PasswordReset).values(expires_at=now()))
     before = snapshot(app)
     assert reset(app, token).status_code == 422
     assert snapshot(app) == before
@@ -176,7 +178,7 @@ def test_a_link_is_good_for_an_hour(app: Flask) -> None:
 def test_a_link_is_kept_only_as_a_hash(app: Flask) -> None:
     sign_up(app, "Nia")
     token = reset_token(app, "nia")
-    [(kept,)] = in_database(app, select(PasswordReset.token_sha256))
+    [(kept,)] = sql(app, select(PasswordReset.token_sha256))
     assert re.fullmatch(r"[0-9a-f]{64}", kept)
     assert token not in kept
 
@@ -193,7 +195,7 @@ def test_a_made_up_link_sets_no_password(app: Flask, token: str) -> None:
 def test_the_hash_of_a_link_sets_no_password(app: Flask) -> None:
     sign_up(app, "Nia")
     reset_token(app, "nia")
-    [(kept,)] = in_database(app, select(PasswordReset.token_sha256))
+    [(kept,)] = sql(app, select(PasswordReset.token_sha256))
     assert reset(app, kept).status_code == 422
 
 

@@ -12,7 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Client, make_appointment, make_patient, make_report, sign_up
+from client import Client
+from factories import make_appointment, make_patient, make_report, sign_up
 from flask import Flask
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))  # in all; 0: what the suite has time for

@@ -9,20 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import (
-    PASSWORD,
-    Client,
-    files,
-    make_appointment,
-    make_patient,
-    make_report,
-    picture,
-    run_cli,
-    sign_in,
-    sign_up,
-    sql,
-)
+from client import Client, run_cli
+from factories import PASSWORD, files, make_appointment, make_patient, make_report, picture, sign_in, sign_up
 from flask import Flask
+from sql import sql
 from sqlalchemy import insert, select
 from sqlalchemy.exc import OperationalError
 

@@ -17,21 +17,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
+from client import Client, assert_refused, form, run_cli
 from cloudinary_double import CloudinaryDouble, How
-from conftest import (
-    Client,
-    assert_refused,
-    files,
-    form,
-    make_patient,
-    make_report,
-    picture,
-    run_cli,
-    snapshot,
-    stored_files,
-)
+from factories import files, make_patient, make_report, picture
 from flask import Flask
 from PIL import ExifTags, Image, PngImagePlugin
+from sql import snapshot, stored_files
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 from werkzeug.datastructures import FileStorage

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import PASSWORD, Client, answers_at_once, in_database, sign_up, snapshot
+from client import Client, at_once
+from factories import PASSWORD, sign_up
 from flask import Flask
+from sql import snapshot, sql
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
@@ -39,13 +41,13 @@ def guess_from_everywhere(app: Flask, times: int, name: str = "nia") -> list[int
 def time_passes(app: Flask, **time: float) -> None:
     """As if every guess and every lock were so much longer ago."""
     moves = []
-    for row in in_database(app, select(SignInTries)):
+    for row in sql(app, select(SignInTries)):
         moved = {"last_try_at": row.last_try_at - timedelta(**time)}
         if row.locked_until:
             moved["locked_until"] = row.locked_until - timedelta(**time)
         mine = SignInTries.email == row.email, SignInTries.address == row.address
         moves.append(update(SignInTries).where(*mine).values(moved))
-    in_database(app, *moves)
+    sql(app, *moves)
 
 
 def minutes_locked(response: TestResponse) -> int:
@@ -69,7 +71,7 @@ def test_the_sixth_guess_in_a_row_is_not_answered(app: Flask) -> None:
 def test_the_right_password_does_not_open_a_locked_account(app: Flask) -> None:
     guess(app, 5)
     assert log_in(app).status_code == 429
-    assert in_database(app, select(LoginSession)) == []
+    assert sql(app, select(LoginSession)) == []
 
 
 def test_a_locked_account_says_how_long_to_wait_and_opens_then(app: Flask) -> None:
@@ -134,9 +136,9 @@ def test_of_the_counts_of_the_old_and_the_new_email_the_worse_ones_stay(
     token = log_in(app).json["access_token"]
     guess(app, 5 if worse == "old" else 3)
     guess(app, 3 if worse == "old" else 5, name="kamau")
-    before = [in_database(app, select(column)) for column in (SignInTries.locked_until, SignInTries.last_try_at)]
+    before = [sql(app, select(column)) for column in (SignInTries.locked_until, SignInTries.last_try_at)]
     change_email(app, token, nia, "kamau")
-    kept = in_database(app, select(SignInTries).order_by(SignInTries.address))
+    kept = sql(app, select(SignInTries).order_by(SignInTries.address))
     assert [(row.email, row.address, row.failures) for row in kept] == [
         ("kamau@clinic.test", "", 5),
         ("kamau@clinic.test", HOME, 5),
@@ -194,25 +196,25 @@ def test_an_unknown_email_is_counted_locked_and_answered_like_a_known_one(app: F
 
 @pytest.mark.parametrize("times", [6, 20])
 def test_of_guesses_in_parallel_five_are_answered(app: Flask, times: int) -> None:
-    answers = answers_at_once(*[lambda: log_in(app, "wrong password")] * times)
+    answers = at_once(*[lambda: log_in(app, "wrong password")] * times)
     assert sorted(answer.status_code for answer in answers) == [401] * 5 + [429] * (times - 5)
     assert log_in(app).status_code == 429
 
 
 def test_guesses_in_parallel_from_all_over_are_thirty(app: Flask) -> None:
     calls = [lambda at=at: log_in(app, "wrong password", at=at) for at in ATTACKERS[:40]]
-    answers = [answer.status_code for batch in (calls[:20], calls[20:]) for answer in answers_at_once(*batch)]
+    answers = [answer.status_code for batch in (calls[:20], calls[20:]) for answer in at_once(*batch)]
     assert sorted(answers) == [401] * 30 + [429] * 10
 
 
 def test_a_right_password_among_guesses_in_parallel_is_no_way_around_the_lock(app: Flask) -> None:
     guess(app, 5)
-    answers = answers_at_once(*[lambda: log_in(app)] * 4, *[lambda: log_in(app, "wrong password")] * 4)
+    answers = at_once(*[lambda: log_in(app)] * 4, *[lambda: log_in(app, "wrong password")] * 4)
     assert {answer.status_code for answer in answers} == {429}
 
 
 def test_right_passwords_in_parallel_all_get_in(app: Flask) -> None:
-    answers = answers_at_once(*[lambda: log_in(app)] * 12)
+    answers = at_once(*[lambda: log_in(app)] * 12)
     assert [answer.status_code for answer in answers] == [200] * 12
     assert guess(app, 5) == [401] * 5
 
@@ -222,7 +224,7 @@ def test_the_failed_sign_ins_are_noted_and_nothing_else_changes(app: Flask) -> N
     guess(app, 3)
     log_in(app, "wrong password", name="nobody")
     assert snapshot(app) == before
-    noted = in_database(app, select(AuditEntry.action).where(AuditEntry.kind == "sign-in"))
+    noted = sql(app, select(AuditEntry.action).where(AuditEntry.kind == "sign-in"))
     assert noted == [("sign-in failed",)] * 4
 
 
@@ -249,15 +251,15 @@ def test_the_log_tells_of_each_try_that_is_refused_and_the_history_does_not(
         f"sign-in from {HOME} refused for user 1: locked",
         f"sign-in from {HOME} refused for an unknown email: locked",
     ]
-    assert len(in_database(app, select(AuditEntry).where(AuditEntry.kind == "sign-in"))) == 10
+    assert len(sql(app, select(AuditEntry).where(AuditEntry.kind == "sign-in"))) == 10
 
 
 @pytest.mark.parametrize("password", [PASSWORD, "My-P@ssw0rd-2024!", "p@ss word", "@"])
 def test_a_password_typed_as_the_email_is_kept_nowhere(app: Flask, password: str) -> None:
     response = Client(app).post("/login", {"email": password, "password": PASSWORD})
     assert response.status_code == 401
-    kept = in_database(app, select(SignInTries.email)) + in_database(app, select(AuditEntry.changes))
-    assert [email for (email,) in in_database(app, select(SignInTries.email))] == ["", ""]
+    kept = sql(app, select(SignInTries.email)) + sql(app, select(AuditEntry.changes))
+    assert [email for (email,) in sql(app, select(SignInTries.email))] == ["", ""]
     assert password == "@" or password.lower() not in str(kept).lower()
 
 
@@ -301,7 +303,7 @@ def test_guesses_from_the_owners_address_too_are_five(app: Flask) -> None:
 
 def test_an_address_not_used_for_a_month_is_no_known_one(app: Flask) -> None:
     log_in(app)
-    in_database(app, update(LoginSession).values(last_used_at=now() - timedelta(days=31)))
+    sql(app, update(LoginSession).values(last_used_at=now() - timedelta(days=31)))
     guess_from_everywhere(app, 30)
     assert log_in(app).status_code == 429
 
@@ -360,12 +362,12 @@ def test_counts_that_are_over_make_room_so_that_guesses_cannot_fill_the_table(ap
         guess(app, name=name)
     time_passes(app, days=1, seconds=1)
     guess(app, name="four")
-    assert in_database(app, select(SignInTries.email).distinct()) == [("four@clinic.test",)]
+    assert sql(app, select(SignInTries.email).distinct()) == [("four@clinic.test",)]
 
 
 def test_guesses_while_locked_add_nothing_to_the_table(app: Flask) -> None:
     guess_from_everywhere(app, 60)
-    [(count,)] = in_database(app, select(func.count()).select_from(SignInTries))
+    [(count,)] = sql(app, select(func.count()).select_from(SignInTries))
     assert count == 31
 
 
@@ -373,11 +375,9 @@ def test_purge_forgets_counts_that_are_over_and_only_those(app: Flask) -> None:
     guess(app, name="one")
     time_passes(app, days=1, seconds=1)
     guess_from_everywhere(app, 2)
-    in_database(
-        app, update(SignInTries).where(SignInTries.address == ATTACKERS[0]).values(last_try_at=now() - timedelta(2))
-    )
+    sql(app, update(SignInTries).where(SignInTries.address == ATTACKERS[0]).values(last_try_at=now() - timedelta(2)))
     assert app.test_cli_runner().invoke(args=["purge"]).exit_code == 0
-    kept = in_database(app, select(SignInTries.email, SignInTries.address).order_by(SignInTries.address))
+    kept = sql(app, select(SignInTries.email, SignInTries.address).order_by(SignInTries.address))
     assert kept == [("nia@clinic.test", ""), ("nia@clinic.test", ATTACKERS[1])]
 
 
@@ -427,7 +427,7 @@ def test_an_address_is_counted_once_however_it_is_written(app: Flask, addresses:
     """Of IPv6, the /64 that one subscriber has is one address."""
     for address in addresses:
         assert guess(app, at=address) == [401]
-    [(rows,)] = in_database(app, select(func.count()).select_from(SignInTries))
+    [(rows,)] = sql(app, select(func.count()).select_from(SignInTries))
     assert rows == counted + 1
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
-from conftest import Client, assert_refused, make_patient, run_flask, sign_in, sign_up
+from client import Client, assert_refused, migrate
+from factories import make_patient, sign_in, sign_up
 from flask import Flask
 from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import IntegrityError
@@ -32,28 +33,28 @@ def rows(app: Flask, sql: str) -> list[tuple[Any, ...]]:
 
 def test_the_schema_is_made_from_nothing_and_agrees_with_the_models(bare_app: Flask) -> None:
     assert tables(bare_app) == set()
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     assert tables(bare_app) > {"users", "patients", "appointments", "reports", "images"}
-    run_flask(bare_app, "db", "check")
+    migrate(bare_app, "check")
 
 
 def test_the_schema_is_taken_down_to_nothing_and_made_again(bare_app: Flask) -> None:
-    run_flask(bare_app, "db", "upgrade")
-    run_flask(bare_app, "db", "downgrade", "base")
+    migrate(bare_app, "upgrade")
+    migrate(bare_app, "downgrade", "base")
     assert tables(bare_app) == {"alembic_version"}
     assert rows(bare_app, "SELECT * FROM alembic_version") == []
-    run_flask(bare_app, "db", "upgrade")
-    run_flask(bare_app, "db", "check")
+    migrate(bare_app, "upgrade")
+    migrate(bare_app, "check")
 
 
 def test_every_migration_is_undone_and_done_again_by_itself(bare_app: Flask) -> None:
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     for _ in MIGRATIONS.glob("versions/*.py"):
         before = tables(bare_app)
-        run_flask(bare_app, "db", "downgrade")
-        run_flask(bare_app, "db", "upgrade", "+1")
+        migrate(bare_app, "downgrade")
+        migrate(bare_app, "upgrade", "+1")
         assert tables(bare_app) == before
-        run_flask(bare_app, "db", "downgrade")
+        migrate(bare_app, "downgrade")
     assert rows(bare_app, "SELECT * FROM alembic_version") == []
 
 
@@ -69,22 +70,22 @@ def test_a_database_without_its_schema_is_not_ready(bare_app: Flask) -> None:
 
 
 def test_a_database_one_migration_behind_is_not_ready(bare_app: Flask) -> None:
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     assert Client(bare_app).get("/readyz").status_code == 200
-    run_flask(bare_app, "db", "downgrade")
+    migrate(bare_app, "downgrade")
     assert_refused(Client(bare_app).get("/readyz"), 503)
 
 
 @pytest.mark.parametrize("of", ["patient", "user"])
 def test_the_migrations_read_the_words_that_the_models_write(bare_app: Flask, of: str) -> None:
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     sign_up(bare_app, "Ada", "admin", last_name="Ka´imi-Łoś")
     ada = sign_in(bare_app, "Ada")
     for name in ("Amina", "José", "Oʻktam", "علی\u200cرضا", "𝐀lba"):
         make_patient(ada, first_name=name, phone_number="+254 712 345 678 x7")
     written = rows(bare_app, f"SELECT word, record_id FROM {of}_words")
-    run_flask(bare_app, "db", "downgrade", "0004")
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "downgrade", "0004")
+    migrate(bare_app, "upgrade")
     assert set(written) <= set(rows(bare_app, f"SELECT word, record_id FROM {of}_words"))
 
 
@@ -185,13 +186,13 @@ def all_walls(app: Flask) -> dict[str, Any]:
 
 
 def test_the_migrations_put_up_every_wall(bare_app: Flask) -> None:
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     assert walls(bare_app) == all_walls(bare_app)
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 def test_the_triggers_of_slots_fill_no_table(bare_app: Flask) -> None:
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     slots = rows(bare_app, "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '%_slot_%'")
     assert len(slots) == 4
     for [trigger] in slots:
@@ -201,13 +202,13 @@ def test_the_triggers_of_slots_fill_no_table(bare_app: Flask) -> None:
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 def test_a_wall_that_batch_mode_drops_is_missed(bare_app: Flask, tmp_path: Path) -> None:
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     more = with_one_more(
         tmp_path / "migrations",
         'with op.batch_alter_table("appointments", recreate="always") as table:',
         '    table.alter_column("reason", type_=sa.String(9), existing_type=sa.Text())',
     )
-    run_flask(bare_app, "db", "upgrade", "--directory", more)
+    migrate(bare_app, "upgrade", "--directory", more)
     assert walls(bare_app)["triggers"] == {}
 
 
@@ -276,7 +277,7 @@ def with_one_more(folder: Path, *steps: str) -> str:
 @pytest.fixture
 def used_app(bare_app: Flask) -> Flask:
     """A clinic with a patient, who has an appointment."""
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     sign_up(bare_app, "Ada", "admin")
     ada = sign_in(bare_app, "Ada")
     patient = make_patient(ada)
@@ -292,7 +293,7 @@ def test_a_table_is_made_anew_without_losing_the_rows_that_refer_to_it(used_app:
         '    table.alter_column("phone_number", type_=sa.String(64), existing_type=sa.String(32))',
     )
     before = rows(used_app, "SELECT id, patient_id, user_id FROM appointments")
-    run_flask(used_app, "db", "upgrade", "--directory", more)
+    migrate(used_app, "upgrade", "--directory", more)
     assert rows(used_app, "SELECT id, patient_id, user_id FROM appointments") == before
     assert len(rows(used_app, "SELECT id FROM patients")) == 1
     assert rows(used_app, "SELECT version_num FROM alembic_version") == [("later",)]
@@ -309,6 +310,6 @@ def test_a_migration_that_leaves_rows_without_their_parent_is_undone(used_app: F
 
 
 def test_foreign_keys_are_enforced_again_after_a_migration(used_app: Flask, tmp_path: Path) -> None:
-    run_flask(used_app, "db", "upgrade", "--directory", with_one_more(tmp_path / "migrations", "pass"))
+    migrate(used_app, "upgrade", "--directory", with_one_more(tmp_path / "migrations", "pass"))
     with pytest.raises(IntegrityError):
         rows(used_app, "DELETE FROM patients")

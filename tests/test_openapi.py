@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
-from conftest import Client, empty_tables, files, make_appointment, make_patient, make_report, picture, sign_up
+from client import Client
 from described import document, resolve
+from factories import files, make_appointment, make_patient, make_report, picture, sign_up
 from flask import Flask
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from sql import empty_tables
 
 from clinic import accounts
 from clinic.rights import ADMIN

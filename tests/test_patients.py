@@ -4,16 +4,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from conftest import (
-    Client,
-    assert_refused,
-    counted_statements,
-    make_appointment,
-    make_patient,
-    make_report,
-    snapshot,
-)
+from client import Client, assert_refused
+from factories import make_appointment, make_patient, make_report
 from flask import Flask
+from sql import counted_statements, snapshot
 
 
 def test_a_patient_is_created_read_changed_and_archived(admin: Client, doctor: Client) -> None:

@@ -2,17 +2,10 @@
 
 from collections.abc import Callable
 
-from conftest import (
-    Client,
-    assert_refused,
-    counted_statements,
-    files,
-    make_patient,
-    make_report,
-    picture,
-    snapshot,
-)
+from client import Client, assert_refused
+from factories import files, make_patient, make_report, picture
 from flask import Flask
+from sql import counted_statements, snapshot
 
 
 def test_a_report_is_filed_read_changed_and_archived(doctor: Client) -> None:

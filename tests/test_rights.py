@@ -4,20 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import (
-    PASSWORD,
-    Client,
-    files,
-    in_database,
-    make_appointment,
-    make_patient,
-    make_report,
-    picture,
-    sign_in,
-    sign_up,
-    snapshot,
-)
+from client import Client
+from factories import PASSWORD, files, make_appointment, make_patient, make_report, picture, sign_in, sign_up
 from flask import Flask
+from sql import snapshot, sql
 from sqlalchemy import update
 
 from models import User
@@ -120,7 +110,7 @@ class Ward:
             "admin": sign_in(app, "Ada"),
         }
         inactive = User.id == self.people["inactive"].user["id"]
-        in_database(app, update(User).where(inactive).values(is_active=False))  # the login itself stays open
+        sql(app, update(User).where(inactive).values(is_active=False))  # the login itself stays open
         self.patient = make_patient(self.doctor)["id"]
 
     def another_time(self) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from client import Client, form
 from cloudinary_double import CloudinaryDouble
-from conftest import PASSWORD, Client, files, form, make_patient, make_report, picture, sign_in, sign_up, snapshot
+from factories import PASSWORD, files, make_patient, make_report, picture, sign_in, sign_up
 from flask import Flask
+from sql import snapshot
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Client, assert_refused
+from client import Client, assert_refused
 from flask import Blueprint, Flask, Response
 from pydantic import BaseModel, Field
 from werkzeug.routing import Rule

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Client, empty_tables, make_patient, snapshot
+from client import Client
+from factories import make_patient
 from flask import Flask
+from sql import empty_tables, snapshot
 
 SMALL = ("--patients", "30", "--doctors", "3", "--appointments", "60", "--reports", "3", "--first-day", "2026-03-02")
 

@@ -11,18 +11,10 @@ from typing import Any
 
 import jwt
 import pytest
-from conftest import (
-    PASSWORD,
-    Client,
-    answers_at_once,
-    counted_statements,
-    held_up,
-    in_database,
-    sign_in,
-    sign_up,
-    snapshot,
-)
+from client import Client, at_once
+from factories import PASSWORD, sign_in, sign_up
 from flask import Flask
+from sql import counted_statements, held_up, snapshot, sql
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
@@ -57,11 +49,11 @@ def is_in(app: Flask, pair: dict[str, Any]) -> bool:
 def seconds_pass(app: Flask, seconds: int) -> None:
     """As if every login and refresh were so much longer ago."""
     moves = []
-    for row in in_database(app, select(LoginSession)):
+    for row in sql(app, select(LoginSession)):
         moved: dict[str, Any] = {"last_used_at": row.last_used_at - timedelta(seconds=seconds)}
         moved["first_uses"] = {gen: used - seconds for gen, used in (row.first_uses or {}).items()}
         moves.append(update(LoginSession).where(LoginSession.id == row.id).values(moved))
-    in_database(app, *moves)
+    sql(app, *moves)
 
 
 def claims_of(token: str) -> dict[str, Any]:
@@ -85,7 +77,7 @@ def test_an_access_token_lasts_half_an_hour_and_a_refresh_token_thirty_days(nia:
 
 
 def test_a_token_tells_nothing_of_the_password(app: Flask, nia: dict[str, Any]) -> None:
-    [(kept,)] = in_database(app, select(User.password))
+    [(kept,)] = sql(app, select(User.password))
     assert PASSWORD not in json.dumps(nia) + json.dumps(claims_of(nia["access_token"]))
     assert kept not in json.dumps(nia) + json.dumps(claims_of(nia["refresh_token"]))
 
@@ -102,14 +94,14 @@ def test_a_refresh_gives_a_new_pair(app: Flask, nia: dict[str, Any]) -> None:
 
 
 def test_a_refresh_prolongs_the_login(app: Flask, nia: dict[str, Any]) -> None:
-    in_database(app, update(LoginSession).values(expires_at=now() + timedelta(minutes=1)))
+    sql(app, update(LoginSession).values(expires_at=now() + timedelta(minutes=1)))
     refreshed(app, nia)
-    [(expires_at,)] = in_database(app, select(LoginSession.expires_at))
+    [(expires_at,)] = sql(app, select(LoginSession.expires_at))
     assert expires_at > now() + timedelta(days=29)
 
 
 def test_a_login_that_is_over_is_not_refreshed_and_lets_nobody_in(app: Flask, nia: dict[str, Any]) -> None:
-    in_database(app, update(LoginSession).values(expires_at=now()))
+    sql(app, update(LoginSession).values(expires_at=now()))
     assert refresh(app, nia).status_code == 401
     assert not is_in(app, nia)
 
@@ -186,26 +178,26 @@ def test_first_uses_are_remembered_no_longer_than_they_count(app: Flask, nia: di
     for _ in range(5):
         pair = refreshed(app, pair)
         seconds_pass(app, 6)
-    [(first_uses,)] = in_database(app, select(LoginSession.first_uses))
+    [(first_uses,)] = sql(app, select(LoginSession.first_uses))
     assert first_uses.keys() == {"4", "5"}
 
 
 def test_a_refresh_token_from_before_first_uses_were_kept_ends_the_login(app: Flask, nia: dict[str, Any]) -> None:
     newest = refreshed(app, nia)
-    in_database(app, update(LoginSession).values(first_uses=None))
+    sql(app, update(LoginSession).values(first_uses=None))
     assert refresh(app, nia).status_code == 401
     assert not is_in(app, newest)
 
 
 def test_parallel_refreshes_all_get_the_same_generation_and_the_login_goes_on(app: Flask, nia: dict[str, Any]) -> None:
-    answers = answers_at_once(*[lambda: refresh(app, nia)] * 6)
+    answers = at_once(*[lambda: refresh(app, nia)] * 6)
     assert [answer.status_code for answer in answers] == [200] * 6
     assert {claims_of(answer.json["refresh_token"])["gen"] for answer in answers} == {2}
     assert is_in(app, answers[0].json)
 
 
 def test_a_refresh_that_races_a_logout_leaves_the_login_ended(app: Flask, nia: dict[str, Any]) -> None:
-    answers_at_once(lambda: refresh(app, nia), lambda: Client(app, nia["access_token"]).post("/logout"))
+    at_once(lambda: refresh(app, nia), lambda: Client(app, nia["access_token"]).post("/logout"))
     assert not is_in(app, nia)
     assert refresh(app, nia).status_code == 401
 
@@ -280,7 +272,7 @@ def test_the_last_use_of_a_session_is_its_last_refresh(app: Flask, nia: dict[str
 def test_sessions_that_ended_or_expired_are_not_listed(app: Flask, nia: dict[str, Any]) -> None:
     Client(app, log_in(app)["access_token"]).post("/logout")
     expired = claims_of(log_in(app)["access_token"])["sid"]
-    in_database(app, update(LoginSession).where(LoginSession.id == expired).values(expires_at=now()))
+    sql(app, update(LoginSession).where(LoginSession.id == expired).values(expires_at=now()))
     assert len(Client(app, nia["access_token"]).get("/me/sessions").json) == 1
 
 
@@ -352,7 +344,7 @@ def test_who_is_restored_has_to_sign_in_anew(app: Flask, admin: Client, nia: dic
 def test_the_guard_itself_looks_whether_the_account_is_open(
     app: Flask, nia: dict[str, Any], closed: dict[str, Any]
 ) -> None:
-    in_database(app, update(User).values(closed))
+    sql(app, update(User).values(closed))
     assert not is_in(app, nia)
     assert refresh(app, nia).status_code == 401
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from client import Client
 from cloudinary_double import CloudinaryDouble
-from conftest import PASSWORD, Client, files, make_patient, make_report, picture, run_sql, sign_up
+from factories import PASSWORD, files, make_patient, make_report, picture, sign_up
 from flask import Flask, g
+from sql import run_sql
 from sqlalchemy import text
 
 from clinic import passwords

@@ -1,19 +1,10 @@
 """Members of the staff in the directory. How they sign in is told in the tests of accounts."""
 
 import pytest
-from conftest import (
-    PASSWORD,
-    Client,
-    assert_refused,
-    counted_statements,
-    make_appointment,
-    make_patient,
-    make_report,
-    sign_in,
-    sign_up,
-    snapshot,
-)
+from client import Client, assert_refused
+from factories import PASSWORD, make_appointment, make_patient, make_report, sign_in, sign_up
 from flask import Flask
+from sql import counted_statements, snapshot
 
 NEEMA = {"first_name": "Neema", "last_name": "Otieno", "email": "neema@clinic.test", "password": PASSWORD}
 

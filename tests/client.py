@@ -1,0 +1,89 @@
+"""Clients of the application under test: by HTTP and by the `flask` command."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any, TypeVar
+
+import described
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse, encode_multipart
+
+T = TypeVar("T")
+
+
+class Client:
+    """Someone who speaks to the server: `client.get("/patients")` gives the response, `.json` its body."""
+
+    def __init__(self, app: Flask, token: str | None = None, user: dict[str, Any] | None = None) -> None:
+        self.app, self.token, self.user = app, token, user or {}
+        self.http: FlaskClient = app.test_client()
+
+    def send(self, method: str, path: str, json: Any = None, **kwargs: Any) -> TestResponse:
+        headers = dict(kwargs.pop("headers", {}))
+        if self.token:
+            headers.setdefault("Authorization", f"Bearer {self.token}")
+        if json is not None:
+            kwargs["json"] = json
+        if isinstance(kwargs.get("data"), dict):
+            kwargs |= form(kwargs["data"])
+        response = self.http.open(path, method=method, headers=headers, buffered=True, **kwargs)
+        described.check(self.app, response)
+        return response
+
+    def get(self, path: str, **kwargs: Any) -> TestResponse:
+        return self.send("GET", path, **kwargs)
+
+    def post(self, path: str, json: Any = None, **kwargs: Any) -> TestResponse:
+        return self.send("POST", path, json, **kwargs)
+
+    def patch(self, path: str, json: Any = None, **kwargs: Any) -> TestResponse:
+        return self.send("PATCH", path, json, **kwargs)
+
+    def delete(self, path: str, **kwargs: Any) -> TestResponse:
+        return self.send("DELETE", path, **kwargs)
+
+
+def form(fields: dict[str, Any]) -> dict[str, Any]:
+    """A request's body as multipart/form-data. The test client's own encoder leaves a file open."""
+    boundary, body = encode_multipart(fields)
+    return {"data": body, "content_type": f"multipart/form-data; boundary={boundary}"}
+
+
+def assert_refused(response: TestResponse, status: int, *fields: str) -> None:
+    """The answer is a failure with this status, in the one error body, and blames exactly these fields."""
+    assert response.status_code == status, response.text
+    assert response.is_json
+    assert isinstance(response.json["msg"], str)
+    assert response.json["msg"]
+    blamed = response.json.get("errors", {})
+    assert response.json.keys() == ({"msg", "errors"} if blamed else {"msg"})
+    assert all(isinstance(text, str) for texts in blamed.values() for text in texts)
+    assert sorted(blamed) == sorted(fields), response.json
+
+
+def at_once(*calls: Callable[[], T]) -> list[T]:
+    """What the calls return, in their order. All start at the same moment, each in its own thread."""
+    ready = Barrier(len(calls))
+
+    def go(call: Callable[[], T]) -> T:
+        ready.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(go, calls))
+
+
+def run_cli(app: Flask, *arguments: str) -> tuple[int, str]:
+    """The exit code of a `flask` command and its output. Raises what the command does not catch."""
+    result = app.test_cli_runner().invoke(args=arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def migrate(app: Flask, *arguments: str) -> None:
+    """Runs `flask db` with these arguments; it must succeed."""
+    code, output = run_cli(app, "db", *arguments)
+    assert code == 0, output

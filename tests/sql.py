@@ -1,0 +1,108 @@
+"""Looks into the database past the application, and changes what time or an attacker would."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg2.extensions
+from flask import Flask
+from sqlalchemy import Executable, event, text
+
+
+def run_sql(url: str, *statements: str) -> None:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+    connection.close()
+
+
+def sql(app: Flask, *statements: str | Executable, **values: Any) -> list[Any]:
+    """Runs statements in one transaction past the application; returns the rows of the last one."""
+    rows: list[Any] = []
+    with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as connection:
+        for statement in statements:
+            result = connection.execute(text(statement) if isinstance(statement, str) else statement, values or None)
+            rows = list(result) if result.returns_rows else []
+    return rows
+
+
+def as_stored(app: Flask, instant: datetime) -> Any:
+    """A time for `sql`, as the database has it."""
+    utc = instant.astimezone(UTC)
+    return str(utc.replace(tzinfo=None)) if app.config["DATABASE_URL"].startswith("sqlite") else utc
+
+
+@contextmanager
+def held_up(app: Flask, statement: Executable) -> Iterator[None]:
+    """Whoever wants to write what this statement writes waits until the end of the block, and then sees it."""
+    with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as connection:
+        connection.execute(statement)
+        yield
+
+
+def snapshot(app: Flask) -> dict[str, list[Any]]:
+    """All that users, patients, appointments, reports and images hold: what a refused request must leave as it was."""
+    kept = ("users", "patients", "appointments", "reports", "images", "uploads")
+    with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as connection:
+        rows = {n: [tuple(r) for r in connection.exec_driver_sql(f"SELECT * FROM {n} ORDER BY 1")] for n in kept}
+    return {**rows, "files": sorted(stored_files(app))}
+
+
+def stored_files(app: Flask) -> list[Path]:
+    return [path for path in (Path(app.config["INSTANCE_PATH"]) / "images").rglob("*") if path.is_file()]
+
+
+def empty_tables(app: Flask) -> None:
+    with app.app_context():
+        db = app.extensions["sqlalchemy"]
+        names = [table.name for table in db.metadata.sorted_tables]
+        with db.engine.begin() as connection:
+            for name in reversed(names):  # in PostgreSQL, too, fifty times as fast as TRUNCATE
+                connection.exec_driver_sql(f"DELETE FROM {name}")
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'")
+            else:
+                connection.exec_driver_sql("DELETE FROM sqlite_sequence")
+
+
+def connections_in_use(app: Flask) -> int:
+    with app.app_context():
+        return int(app.extensions["sqlalchemy"].engine.pool.checkedout())
+
+
+@contextmanager
+def counted_statements(app: Flask) -> Iterator[list[str]]:
+    """The SQL statements that the driver is given within, with their values; BEGIN, COMMIT and the like are none."""
+    statements: list[str] = []
+
+    def note(statement: str) -> None:
+        statement = statement.rpartition("SET LOCAL statement_timeout = 30000; ")[2].strip()
+        control = ("--", "BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "PRAGMA")  # `--` is within a trigger
+        again = statements and statement.startswith("INSERT") and statement[:40] == statements[-1][:40]
+        if statement and not statement.startswith(control) and not again:  # SQLite tells of each row of executemany
+            statements.append(statement)
+
+    class Cursor(psycopg2.extensions.cursor):
+        def execute(self, query: str, values: Any = None) -> None:
+            note(self.mogrify(query, values).decode())
+            super().execute(query, values)
+
+    def watch(connection: Any, _record: Any) -> None:
+        if hasattr(connection, "set_trace_callback"):
+            connection.set_trace_callback(note)
+        else:
+            connection.cursor_factory = Cursor
+
+    with app.app_context():
+        engine = app.extensions["sqlalchemy"].engine
+    engine.dispose()
+    event.listen(engine, "connect", watch)
+    try:
+        yield statements
+    finally:
+        event.remove(engine, "connect", watch)
+        engine.dispose()
