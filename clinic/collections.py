@@ -16,11 +16,11 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from clinic.query import QueryShape, Statements, Values
-from models import Appointment, Image, Patient, Record, Report, User, UTCDateTime
+from models import Appointment, Image, Patient, Record, Report, User
 from schemas import AppointmentOut, CollectionQuery, ImageOut, Out, PatientOut, ReportOut, UserOut
 from server import errors
 from server.cursor import make_cursor, next_link, read_cursor
-from server.database import clinic_zone, db
+from server.database import UTCDateTime, clinic_zone, db
 from server.endpoint import StreamedList, caller_and_request, log_access
 from server.fast_reads import Row, read, streaming
 

@@ -46,7 +46,7 @@ _WORD = re.compile(r"[^\W_]+")
 _EXTENSION = re.compile(r"(?<=\d)\s*(?:x|ext\.?)\s*(?=\d)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![^\W_])[+(]*\d[\d\s()./+-]*(?![^\W_])")  # its digits may be in groups
 _BEFORE_EXTENSION, _NO_DIGIT = re.compile("[xe]"), re.compile("[^0-9]")
-_RARE_NUMBER = 7  # digits; the prefix of a country or a provider is shorter, and many phone numbers have it
+_RARE_NUMBER = 7  # digits; many phone numbers may begin with a shorter number
 
 
 @lru_cache(maxsize=4096)
