@@ -1,4 +1,4 @@
-"""Hosi Server: every route, and the application factory at the foot."""
+"""Hosi Server: every route of the clinic, and the application factory at the foot."""
 
 import logging
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def login(json: Credentials) -> TokensOut:
 @public
 @contract(tag="Accounts", errors=(401,), tokens=("refresh_token",))
 def refresh() -> TokensOut:
-    """Trade a refresh token for a new pair of tokens."""
+    """Get a new pair of tokens for a refresh token."""
     return sessions.refresh_session()
 
 
@@ -92,7 +92,7 @@ def refresh() -> TokensOut:
 @guard(SIGNED_IN, once=True)
 @contract(tag="Accounts")
 def logout(query: LogoutQuery) -> Message:
-    """End this login, or all of one's logins."""
+    """Sign out here, or everywhere."""
     sessions.end_sessions(caller().id, None if query.everywhere else caller().session_id)
     return Message(msg="You are signed out everywhere." if query.everywhere else "You are signed out.")
 
@@ -101,7 +101,7 @@ def logout(query: LogoutQuery) -> Message:
 @guard(SIGNED_IN)
 @contract(tag="Accounts")
 def get_me() -> UserOut:
-    """Who am I."""
+    """Get the signed-in user."""
     return USERS.get(caller().id)
 
 
@@ -109,7 +109,7 @@ def get_me() -> UserOut:
 @guard(SIGNED_IN, signs_out="caller")
 @contract(tag="Accounts", errors=(409, 429))
 def change_my_password(json: PasswordChange) -> TokensOut:
-    """Change one's own password: every other login ends."""
+    """Change your password and end every other login of yours."""
     return accounts.change_own_password(json.current_password, json.new_password)
 
 
@@ -117,17 +117,17 @@ def change_my_password(json: PasswordChange) -> TokensOut:
 @guard(SIGNED_IN)
 @contract(tag="Accounts")
 def list_my_sessions() -> list[SessionOut]:
-    """Where am I signed in."""
-    mine = db.session.scalars(LoginSession.open(caller().id).order_by(LoginSession.last_used_at.desc()))
-    sessions = [SessionOut.of(session) for session in mine]
-    return [one.model_copy(update={"current": one.id == caller().session_id}) for one in sessions]
+    """List your logins."""
+    logins = db.session.scalars(LoginSession.open(caller().id).order_by(LoginSession.last_used_at.desc()))
+    answers = [SessionOut.of(login) for login in logins]
+    return [answer.model_copy(update={"current": answer.id == caller().session_id}) for answer in answers]
 
 
 @api.delete("/me/sessions/<id:session_id>")
 @guard(SIGNED_IN, signs_out="caller")
 @contract(tag="Accounts")
 def end_my_session(session_id: int) -> Message:
-    """End one of one's own logins."""
+    """End one of your logins."""
     if not sessions.end_sessions(caller().id, session_id):
         raise errors.NotFound(f"You have no login {session_id}.")
     return Message(msg="That login has ended.")
@@ -139,7 +139,7 @@ def end_my_session(session_id: int) -> Message:
 @contract(tag="Accounts")
 def forgot_password(json: ForgottenPassword) -> Message:
     """Ask for a link to set a new password."""
-    db.session.execute(select(1))  # while the database is away there is nothing to promise
+    db.session.execute(select(1))  # answers 503 while the database is away: the mail is sent later
     mail.send_reset_link(accounts.reset_link_to_mail, json.email)
     return Message(msg="If there is an account with this email, a link is on its way to it.")
 
@@ -149,7 +149,7 @@ def forgot_password(json: ForgottenPassword) -> Message:
 @public
 @contract(tag="Accounts")
 def reset_password(json: PasswordResetIn) -> Message:
-    """Set a new password by a link's token."""
+    """Set a new password with the token of a link."""
     accounts.reset_password(json.token, json.password)
     return Message(msg="Your password is set. Please sign in.")
 
@@ -161,7 +161,7 @@ def reset_password(json: PasswordResetIn) -> Message:
 @guard(SIGNED_IN)
 @contract(tag="Staff")
 def list_users(query: UserQuery) -> StreamedList[UserOut]:
-    """The staff directory."""
+    """List the staff: all, a page, or a search."""
     return USERS.answer_to(query)
 
 
@@ -169,7 +169,7 @@ def list_users(query: UserQuery) -> StreamedList[UserOut]:
 @guard(SIGNED_IN)
 @contract(tag="Staff")
 def get_user(user_id: int) -> UserOut:
-    """One member of the staff."""
+    """Get a member of the staff."""
     return USERS.get(user_id)
 
 
@@ -196,7 +196,7 @@ def delete_user(user_id: int) -> Message:
 @guard(ADMIN, signs_out="user_id")
 @contract(tag="Staff", errors=(409,))
 def restore_user(user_id: int) -> UserOut:
-    """Bring an archived user back."""
+    """Restore an archived member of the staff."""
     return UserOut.of(restored(User, user_id))
 
 
@@ -204,7 +204,7 @@ def restore_user(user_id: int) -> UserOut:
 @guard(OWNER_OR_ADMIN)
 @contract(tag="Staff")
 def get_user_history(user_id: int) -> list[HistoryOut]:
-    """Every change of a member of the staff."""
+    """List the changes of a member of the staff."""
     return audit.history(rights.with_history(User, user_id))
 
 
@@ -215,7 +215,7 @@ def get_user_history(user_id: int) -> list[HistoryOut]:
 @guard(SIGNED_IN)
 @contract(tag="Patients")
 def list_patients(query: PatientQuery) -> StreamedList[PatientOut]:
-    """The patients: all, a page, or those that match."""
+    """List patients: all, a page, or a search."""
     return PATIENTS.answer_to(query)
 
 
@@ -234,7 +234,7 @@ def create_patient(json: PatientIn) -> PatientOut:
 @guard(SIGNED_IN)
 @contract(tag="Patients")
 def get_patient(patient_id: int) -> PatientOut:
-    """One patient."""
+    """Get a patient."""
     return PATIENTS.get(patient_id)
 
 
@@ -252,7 +252,7 @@ def update_patient(patient_id: int, json: PatientPatch) -> PatientOut:
 @guard(ADMIN)
 @contract(tag="Patients", errors=(409, 412))
 def delete_patient(patient_id: int) -> Message:
-    """Archive a patient, with their reports and appointments."""
+    """Archive a patient with their reports and appointments."""
     rights.editable(Patient, patient_id).archive()
     return Message(msg=f"Patient {patient_id} is archived.")
 
@@ -261,7 +261,7 @@ def delete_patient(patient_id: int) -> Message:
 @guard(ADMIN)
 @contract(tag="Patients", errors=(409,))
 def restore_patient(patient_id: int) -> PatientOut:
-    """Bring an archived patient back, with what was archived along."""
+    """Restore an archived patient with the reports and appointments that were archived with them."""
     return PatientOut.of(restored(Patient, patient_id))
 
 
@@ -269,7 +269,7 @@ def restore_patient(patient_id: int) -> PatientOut:
 @guard(SIGNED_IN)
 @contract(tag="Patients")
 def get_patient_history(patient_id: int) -> list[HistoryOut]:
-    """Every change of a patient."""
+    """List the changes of a patient."""
     return audit.history(rights.with_history(Patient, patient_id))
 
 
@@ -282,7 +282,7 @@ with_names = (joinedload(Appointment.patient), joinedload(Appointment.doctor))
 @guard(SIGNED_IN)
 @contract(tag="Appointments")
 def list_appointments(query: AppointmentQuery) -> StreamedList[AppointmentOut]:
-    """The appointments, with names: all, a page, or those of a doctor, a patient, a time."""
+    """List appointments with names: all, a page, or by doctor, patient or time."""
     return APPOINTMENTS.answer_to(query)
 
 
@@ -301,7 +301,7 @@ def create_appointment(json: AppointmentIn) -> AppointmentOut:
 @guard(SIGNED_IN)
 @contract(tag="Appointments")
 def get_appointment(appointment_id: int) -> AppointmentOut:
-    """One appointment, with names."""
+    """Get an appointment with names."""
     return APPOINTMENTS.get(appointment_id)
 
 
@@ -328,7 +328,7 @@ def delete_appointment(appointment_id: int) -> Message:
 @guard(ADMIN)
 @contract(tag="Appointments", errors=(409,))
 def restore_appointment(appointment_id: int) -> AppointmentOut:
-    """Bring an archived appointment back."""
+    """Restore an archived appointment."""
     return AppointmentOut.of(restored(Appointment, appointment_id))
 
 
@@ -336,7 +336,7 @@ def restore_appointment(appointment_id: int) -> AppointmentOut:
 @guard(OWNER_OR_ADMIN)
 @contract(tag="Appointments")
 def get_appointment_history(appointment_id: int) -> list[HistoryOut]:
-    """Every change of an appointment."""
+    """List the changes of an appointment."""
     return audit.history(rights.with_history(Appointment, appointment_id))
 
 
@@ -349,7 +349,7 @@ with_images = (joinedload(Report.patient), joinedload(Report.doctor), selectinlo
 @guard(SIGNED_IN)
 @contract(tag="Reports")
 def list_reports(query: ReportQuery) -> StreamedList[ReportOut]:
-    """The reports, with names and images: all, a page, or those of a doctor, a patient, a time."""
+    """List reports with names and images: all, a page, or by doctor, patient or time."""
     return REPORTS.answer_to(query, image_links())
 
 
@@ -380,7 +380,7 @@ def create_report(form: ReportIn, images: Files) -> ReportOut:
 @guard(SIGNED_IN)
 @contract(tag="Reports")
 def get_report(report_id: int) -> ReportOut:
-    """One report, with names and images."""
+    """Get a report with names and images."""
     return REPORTS.get(report_id, image_links())
 
 
@@ -388,7 +388,7 @@ def get_report(report_id: int) -> ReportOut:
 @guard(OWNER_OR_ADMIN)
 @contract(tag="Reports", errors=(409, 412))
 def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut:
-    """Change a report; new images are added, or replace the old ones."""
+    """Change a report, and add images or replace them."""
     changes = form.sent_fields()
     replace = changes.pop("replace_images", False)
     if replace and not images:
@@ -409,7 +409,7 @@ def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut
 @guard(OWNER_OR_ADMIN)
 @contract(tag="Reports", errors=(409, 412))
 def delete_report(report_id: int) -> Message:
-    """Archive a report, with its images."""
+    """Archive a report with its images."""
     rights.editable(Report, report_id).archive()
     return Message(msg=f"Report {report_id} is archived.")
 
@@ -418,7 +418,7 @@ def delete_report(report_id: int) -> Message:
 @guard(ADMIN)
 @contract(tag="Reports", errors=(409,))
 def restore_report(report_id: int) -> ReportOut:
-    """Bring an archived report back."""
+    """Restore an archived report."""
     return ReportOut.of(restored(Report, report_id, *with_images), image_links())
 
 
@@ -426,7 +426,7 @@ def restore_report(report_id: int) -> ReportOut:
 @guard(OWNER_OR_ADMIN)
 @contract(tag="Reports")
 def get_report_history(report_id: int) -> list[HistoryOut]:
-    """Every change of a report and its images."""
+    """List the changes of a report and its images."""
     return audit.history(rights.with_history(Report, report_id))
 
 
@@ -437,7 +437,7 @@ def get_report_history(report_id: int) -> list[HistoryOut]:
 @guard(ADMIN)
 @contract(tag="Audit")
 def list_audit(query: AuditQuery) -> StreamedList[HistoryOut]:
-    """Every record's changes, and sign-ins, the newest first."""
+    """List the changes of all records and the sign-ins, the newest first."""
     return audit.search(query)
 
 
@@ -451,7 +451,7 @@ IMAGE_FILE = {
     ],
     "responses": {
         "200": binary("image/*", "The image."),
-        "304": {"description": "The browser has this image already."},
+        "304": {"description": "The image has not changed since the `ETag` in `If-None-Match`."},
     },
 }
 

@@ -43,12 +43,12 @@ def _no_nul(text: str) -> str:
     return text
 
 
-def _spelled(words: type[StrEnum], **also: str) -> BeforeValidator:
-    """Read a word in any case, with spaces or hyphens for underscores. `also` maps other words to those of the list."""
+def _word(words: type[StrEnum], **aliases: str) -> BeforeValidator:
+    """Read a word in any case, with spaces or hyphens for underscores. `aliases` are other spellings."""
 
     def read(word: object) -> str:
         plain = re.sub(r"[\s-]+", "_", word.strip().lower()) if isinstance(word, str) else ""
-        plain = also.get(plain, plain)
+        plain = aliases.get(plain, plain)
         if plain not in list(words):
             raise ValueError(f"must be one of: {', '.join(words)}")
         return str(words(plain))
@@ -98,16 +98,16 @@ def _is_day(value: object) -> bool:
 def _instant(value: object) -> datetime:
     """Read an ISO 8601 time. A naive time is the clinic's local time; a date means the first instant of that day."""
     try:
-        given = _iso(value)
+        parsed = _iso(value)
     except ValueError:
         raise ValueError("must be an ISO 8601 time, such as 2027-03-01T10:00 or 2027-03-01T07:00:00Z") from None
-    _in_range(given.year)
+    _in_range(parsed.year)
     zone = clinic_zone()
-    instant = (given if given.tzinfo else given.replace(tzinfo=zone)).astimezone(UTC)
+    instant = (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)).astimezone(UTC)
     local = instant.astimezone(zone)  # the form in which it is answered, and may be sent back
     _in_range(local.year)
-    if given.tzinfo is None and local.replace(tzinfo=None) != given:
-        if _is_day(value) and local.date() == given.date():
+    if parsed.tzinfo is None and local.replace(tzinfo=None) != parsed:
+        if _is_day(value) and local.date() == parsed.date():
             return instant  # this day has no midnight: the clocks are put forward over it
         raise ValueError(f"there is no such time in {zone}: the clocks are put forward over it")
     return instant
@@ -126,16 +126,16 @@ def _end(value: object) -> datetime:
 def _day(value: object) -> date:
     """Read an ISO 8601 date, or a time that is midnight by its own offset or by the clinic's: browsers send both."""
     try:
-        given = _iso(value)
-        if given.tzinfo and given.time() != time():
-            _in_range(given.year)
-            given = given.astimezone(clinic_zone())
-        if given.time() != time():
+        parsed = _iso(value)
+        if parsed.tzinfo and parsed.time() != time():
+            _in_range(parsed.year)
+            parsed = parsed.astimezone(clinic_zone())
+        if parsed.time() != time():
             raise ValueError
     except ValueError:
         raise ValueError("must be an ISO 8601 date, such as 1990-05-31") from None
-    _in_range(given.year)
-    return given.date()
+    _in_range(parsed.year)
+    return parsed.date()
 
 
 def _not_in_future(day: date) -> date:
@@ -179,17 +179,17 @@ def _local_time(instant: datetime) -> str:
     return instant.astimezone(clinic_zone()).isoformat()
 
 
-_plain = AfterValidator(_no_nul)
-Name = Annotated[str, StringConstraints(min_length=1, max_length=100), _plain]
+_nul_free = AfterValidator(_no_nul)
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100), _nul_free]
 Phone = Annotated[
     str,
     StringConstraints(min_length=3, max_length=32),
     AfterValidator(_phone),
     Field(json_schema_extra={"pattern": f"^{PHONE}$"}),
 ]
-Prose = Annotated[str, StringConstraints(max_length=20_000), _plain]
-Search = Annotated[str, StringConstraints(max_length=100), _plain]
-Reason = Annotated[str, StringConstraints(max_length=2_000), _plain]
+Prose = Annotated[str, StringConstraints(max_length=20_000), _nul_free]
+Search = Annotated[str, StringConstraints(max_length=100), _nul_free]
+Reason = Annotated[str, StringConstraints(max_length=2_000), _nul_free]
 Email = Annotated[
     str,
     StringConstraints(max_length=254),
@@ -200,7 +200,7 @@ _secret = Field(json_schema_extra={"format": "password"})  # Swagger UI hides th
 Password = Annotated[  # any string: a wrong password is 401, not 422
     str, StringConstraints(strip_whitespace=False), _secret, Field(examples=["three green herons"])
 ]
-NewPassword = Annotated[str, StringConstraints(strip_whitespace=False, min_length=PASSWORD_LENGTH), _plain, _secret]
+NewPassword = Annotated[str, StringConstraints(strip_whitespace=False, min_length=PASSWORD_LENGTH), _nul_free, _secret]
 Id = Annotated[int, Field(ge=1, le=LARGEST_ID), BeforeValidator(_whole_number)]
 OwnId = Annotated[Id | None, Field(description="The doctor. By default the caller.")]
 Count = Annotated[int, BeforeValidator(_whole_number)]
@@ -222,10 +222,10 @@ LastInstant = Annotated[
 ]
 Day = Annotated[date, BeforeValidator(_day, json_schema_input_type=date)]
 BirthDay = Annotated[Day, AfterValidator(_not_in_future)]
-RoleField = Annotated[str, _spelled(Role, user="doctor"), _enum(Role)]
-SexField = Annotated[str, _spelled(Sex), _enum(Sex)]
-PatientStatusField = Annotated[str, _spelled(PatientStatus), _enum(PatientStatus)]
-AppointmentStatusField = Annotated[str, _spelled(AppointmentStatus, canceled="cancelled"), _enum(AppointmentStatus)]
+RoleField = Annotated[str, _word(Role, user="doctor"), _enum(Role)]
+SexField = Annotated[str, _word(Sex), _enum(Sex)]
+PatientStatusField = Annotated[str, _word(PatientStatus), _enum(PatientStatus)]
+AppointmentStatusField = Annotated[str, _word(AppointmentStatus, canceled="cancelled"), _enum(AppointmentStatus)]
 
 
 class In(BaseModel):
@@ -363,7 +363,9 @@ class Person(Out):
 
 
 class Credentials(In):
-    email: Annotated[str, StringConstraints(max_length=254), _plain] = Field(examples=["tomas.okafor@clinic.example"])
+    email: Annotated[str, StringConstraints(max_length=254), _nul_free] = Field(
+        examples=["tomas.okafor@clinic.example"]
+    )
     password: Password
 
 
@@ -430,7 +432,7 @@ class ForgottenPassword(In):
 
 
 class PasswordResetIn(In):
-    token: Annotated[str, StringConstraints(max_length=200), _plain] = Field(
+    token: Annotated[str, StringConstraints(max_length=200), _nul_free] = Field(
         examples=["Zk3mJ0c9pYq2b1tVw5x8Lr7sNd4hGf6aQeRuTiOyPzA"]
     )
     password: NewPassword = Field(examples=["three green herons"])

@@ -13,13 +13,9 @@ from server import errors
 from server.endpoint import Access, View, check_if_match, with_access
 from server.endpoint import public as public
 
-# --- Who may do what ---
-
-
+# For `guard`. It enforces all but the owner of a record, which a view with OWNER_OR_ADMIN checks.
 SIGNED_IN = Access("any signed-in user")
-OWNER_OR_ADMIN = Access(
-    "administrators, and doctors for their own records", may_forbid=True
-)  # the view checks the owner
+OWNER_OR_ADMIN = Access("administrators, and doctors for their own records", may_forbid=True)
 ADMIN = Access("administrators", may_forbid=True)
 
 REPORT_READERS = (str(Role.ADMIN), str(Role.DOCTOR))

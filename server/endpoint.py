@@ -1,10 +1,8 @@
-"""@contract: reads a view's input and writes its answer, by the view's annotations. @public: anybody may call a view.
+"""@contract reads a view's input and writes its answer, by the view's annotations. @public lets anybody call a view.
 
-The code is our own because the libraries that do this are slower by half or more, or repeat a rejected password in the
-error body.
+The code is our own: libraries for this are slower by half or more, or repeat a rejected password in the error body.
 """
 
-import inspect
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -56,15 +54,16 @@ def with_access(view: View, access: Access) -> View:
 class Contract:
     """A view's input and output. `server.openapi` describes the route by it."""
 
-    status: int
-    answer: Any  # a type; `Response` where the view writes its answer itself
-    inputs: Mapping[str, type[BaseModel]]  # "json", "form" or "query" → its model
-    files: bool
-    tag: str
-    errors: Collection[int]
-    tokens: Collection[str] | None
+    status: int  # of a success
+    at: str  # Location of a created record, such as "/patient/{id}"
+    tag: str  # of the OpenAPI document
+    errors: Collection[int]  # statuses that do not follow from the rest; 412 says that the view reads If-Match
+    tokens: Collection[str] | None  # that a public view reads, "" for none; a guarded view reads the access token
     uses_database: bool
-    operation: Mapping[str, Any]
+    operation: Mapping[str, Any]  # parts of the OpenAPI operation that annotations cannot say
+    inputs: Mapping[str, type[BaseModel]]  # the model of "json", "form" or "query"
+    files: bool  # whether the view takes images
+    answer: Any  # a type; `Response` where the view writes its answer itself
 
 
 def _parse_json(model: type[BaseModel]) -> BaseModel:
@@ -143,53 +142,42 @@ def contract(
     uses_database: bool = True,
     operation: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
-    """Read the view's input, call the view, and write its answer with `status`.
+    """Read the view's input, call the view, and write its answer. `Contract` explains the arguments.
 
     A parameter named `json`, `form` (multipart or JSON) or `query` is validated by its pydantic model; `images` is the
-    list of files. Unless the method is GET, the view runs within `database.in_transaction`. The version of the answer
-    becomes its ETag.
-
-    `at` is the Location of a created record, such as "/patient/{id}". The rest describes the route in the OpenAPI
-    document: its `tag`; statuses of `errors` that do not follow from the contract (412 says that the view reads
-    If-Match); `tokens` that a public view reads ("" for none); whether it `uses_database`; and `operation`, the parts
-    of an OpenAPI operation that annotations cannot say.
+    list of files. Unless the method is GET, the view runs by `database.in_transaction`. A record's version is its ETag.
+    Raises RuntimeError for a view without the type of its answer, or with its guard below the contract.
     """
 
     def decorate(view: Callable[..., Any]) -> Callable[..., Response]:
-        if hasattr(view, "access"):
-            raise RuntimeError(f"The view {view.__name__} must have @guard or @public above @contract, not below.")
-        hints = get_type_hints(view)
-        if "return" not in hints:
-            raise RuntimeError(f"The view {view.__name__} does not say what it returns: annotate it.")
-        inputs = {name: hints[name] for name in PARSERS if name in hints}
-        files, answer = "images" in inspect.signature(view).parameters, hints["return"]
-        if get_origin(answer) is StreamedList:
-            answer = list[get_args(answer)[0]]  # type: ignore[misc]
-        route = _route(view, inputs, files, _writer(answer), status, at)
-        route.contract = Contract(  # type: ignore[attr-defined]
-            status, answer, inputs, files, tag, errors, tokens, uses_database, operation or {}
-        )
+        terms = Contract(status, at, tag, errors, tokens, uses_database, operation or {}, *_annotations(view))
+        route = _route(view, terms)
+        route.contract = terms  # type: ignore[attr-defined]
         return route
 
     return decorate
 
 
-def _writer(answer: Any) -> Callable[[Any], bytes]:
-    return TypeAdapter(answer).dump_json if answer is not Response else bytes
+def _annotations(view: Callable[..., Any]) -> tuple[dict[str, type[BaseModel]], bool, Any]:
+    """Return the models of the view's input, whether it takes images, and the type of its answer."""
+    hints = get_type_hints(view)
+    if hasattr(view, "access"):
+        raise RuntimeError(f"The view {view.__name__} must have @guard or @public above @contract, not below.")
+    if "return" not in hints:
+        raise RuntimeError(f"The view {view.__name__} does not say what it returns: annotate it.")
+    answer = hints["return"]
+    if get_origin(answer) is StreamedList:
+        answer = list[get_args(answer)[0]]  # type: ignore[misc]
+    return {name: hints[name] for name in PARSERS if name in hints}, "images" in hints, answer
 
 
-def _route(
-    view: Callable[..., Any],
-    inputs: Mapping[str, Any],
-    files: bool,
-    write: Callable[[Any], bytes],
-    status: int,
-    at: str,
-) -> Callable[..., Response]:
+def _route(view: Callable[..., Any], terms: Contract) -> Callable[..., Response]:
+    write = TypeAdapter(terms.answer).dump_json if terms.answer is not Response else bytes
+
     @wraps(view)
     def route(**path: Any) -> Response:
-        arguments = path | {name: PARSERS[name](model) for name, model in inputs.items()}
-        if files:
+        arguments = path | {name: PARSERS[name](model) for name, model in terms.inputs.items()}
+        if terms.files:
             arguments["images"] = [] if request.is_json else multipart.images()
         if request.method in ("GET", "HEAD"):
             answer = view(**arguments)
@@ -199,11 +187,11 @@ def _route(
         log_access(", ".join(filter(None, (getattr(item, "records_shown", "") for item in answers))))
         if isinstance(answer, Response):
             return answer
-        response = Response(write(answer), status, mimetype="application/json")
+        response = Response(write(answer), terms.status, mimetype="application/json")
         if isinstance(version := getattr(answer, "version", None), int):
             response.set_etag(str(version))
-        if at:
-            response.headers["Location"] = at.format(id=answer.id)
+        if terms.at:
+            response.headers["Location"] = terms.at.format(id=answer.id)
         return response
 
     return route

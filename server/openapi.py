@@ -92,7 +92,7 @@ _TEXT = {"type": "string"}
 _NUMBER = {"type": "integer"}
 HEADERS: dict[str, JSON] = {
     "ETag": {"description": "The record's version, for `If-Match`.", "schema": _TEXT, "example": '"1"'},
-    "Location": {"description": "The address of the created record.", "schema": _TEXT, "example": "/patient/1"},
+    "Location": {"description": "The address of the created record.", "schema": _TEXT, "example": "/user/1"},
     "Link": {"description": 'The address of the next page, if there is one: `<…>; rel="next"`.', "schema": _TEXT},
     "X-Total-Count": {
         "description": "How many records there are on all pages. Sent with `total=true`.",
@@ -141,7 +141,7 @@ def binary(media_type: str, about: str) -> JSON:
 
 
 class _Generator(GenerateJsonSchema):
-    """Keeps the fields in the order of the model, and gives them no title that repeats their name."""
+    """Keeps the order of the fields, and writes no titles, which only repeat the names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -211,7 +211,7 @@ class Models:
         return {name: schema for name, schema in sorted(self.definitions.items()) if name not in queries}
 
     def resolve(self, reference: JSON) -> JSON:
-        """Return the schema behind a reference, empty where the schema is none."""
+        """Return the schema that a reference names, or an empty one for a schema that is no reference."""
         return self.definitions.get(_name(reference), {})
 
 

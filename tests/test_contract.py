@@ -1,4 +1,4 @@
-"""Bad input: each case has its code and the one error body, and leaves the database as it was.
+"""Bad input: each case is answered with its status and the error body, and changes nothing in the database.
 
 The clinic is made once for all cases, since none of them may change it.
 """
@@ -28,7 +28,7 @@ class Clinic(NamedTuple):
 
 @pytest.fixture(scope="module")
 def clinic(migrated: Flask) -> Iterator[Clinic]:
-    """An administrator (user 1), a doctor (user 2), and of each other record one, with id 1, the doctor's own."""
+    """Make an administrator (user 1), a doctor (user 2), and the doctor's patient, appointment and report (id 1)."""
     empty_tables(migrated)
     sign_up(migrated, "Ada", "admin")
     sign_up(migrated, "Dora")
@@ -70,7 +70,7 @@ FILE = b'\r\n--XX\r\nContent-Disposition: form-data; name="images"; filename="a.
 # What is sent, the answer's code, and the fields it blames.
 Case = tuple[str, str, dict[str, Any], int, tuple[str, ...]]
 CASES: dict[str, Case] = {
-    # JSON that is none, or of the wrong shape
+    # malformed JSON, or JSON of the wrong shape
     "malformed JSON": ("POST", "/patients", raw('{"first_name": "Am'), 400, ()),
     "an empty body": ("POST", "/patients", raw(""), 400, ()),
     "bytes that are no UTF-8": ("POST", "/patients", raw(b'{"first_name": "\xff"}'), 400, ()),
@@ -86,7 +86,7 @@ CASES: dict[str, Case] = {
     "an object for a text": ("POST", "/patients", patient(diagnosis={"code": "B54"}), 422, ("diagnosis",)),
     "a list for a word": ("POST", "/patients", patient(status=["admitted"]), 422, ("status",)),
     "a number for a text": ("POST", "/patients", patient(phone_number=712345678), 422, ("phone_number",)),
-    # the kind of the body
+    # media types
     "a urlencoded form": ("POST", "/patients", raw("first_name=A", URLENCODED), 415, ()),
     "a multipart form for a patient": ("POST", "/patients", form(PATIENT), 415, ()),
     "plain text": ("POST", "/patients", raw("Amina", "text/plain"), 415, ()),
@@ -185,7 +185,7 @@ CASES: dict[str, Case] = {
         ("discharged_at",)),
     "an admission moved past discharge": ("PATCH", "/patient/1", {"json": {"admitted_at": "2030-01-21"}}, 422,
         ("discharged_at",)),
-    # words of a list
+    # enumerated words
     "a status there is not": ("POST", "/patients", patient(status="sleeping"), 422, ("status",)),
     "no status": ("PATCH", "/patient/1", {"json": {"status": ""}}, 422, ("status",)),
     "a sex there is not": ("POST", "/patients", patient(sex="f"), 422, ("sex",)),
@@ -202,7 +202,7 @@ CASES: dict[str, Case] = {
     "null for a report's patient": ("PATCH", "/reports/1", {"json": {"patient_id": None}}, 422, ("patient_id",)),
     "null for a report's author": ("PATCH", "/reports/1", {"json": {"user_id": None}}, 422, ("user_id",)),
     "null for an email": ("PATCH", "/user/2", {"json": {"email": None}}, 422, ("email",)),
-    # fields that are not known
+    # unknown fields
     "an unknown field": ("POST", "/patients", patient(shoe_size=43), 422, ("shoe_size",)),
     "an unknown field in a patch": ("PATCH", "/patient/1", {"json": {"shoe_size": 43}}, 422, ("shoe_size",)),
     "an unknown field in a form": ("POST", "/reports", report(shoe_size="43"), 422, ("shoe_size",)),
@@ -255,7 +255,7 @@ CASES: dict[str, Case] = {
     "an image there is not": ("GET", "/media/%00", {}, 404, ()),
     "PUT": ("PUT", "/patient/1", {"json": PATIENT}, 405, ()),
     "DELETE of all": ("DELETE", "/patients", {}, 405, ()),
-    # who may
+    # rights
     "no token": ("GET", "/patients", {"headers": {"Authorization": ""}}, 401, ()),
     "a token of another kind": ("GET", "/patients", {"headers": {"Authorization": "Basic YTpi"}}, 401, ()),
     "a token that is none": ("GET", "/patients", {"headers": {"Authorization": "Bearer x.y.z"}}, 401, ()),
@@ -267,7 +267,7 @@ CASES: dict[str, Case] = {
     "a doctor books for another": ("POST", "/appointment", appointment(user_id=1), 403, ()),
     "a doctor reports for another": ("POST", "/reports", report(user_id="1"), 403, ()),
     "a doctor promotes themself": ("PATCH", "/user/2", {"json": {"role": "admin"}}, 403, ()),
-    # what is stored
+    # conflicts
     "an email that is taken": ("POST", "/signup", {"json": {**SIGNUP, "email": "ADA@clinic.test"}}, 409, ("email",)),
     "an email changed to a taken one": ("PATCH", "/user/2", {"json": {"email": "ada@clinic.test"}}, 409, ("email",)),
 }  # fmt: skip
@@ -281,7 +281,7 @@ def test_bad_input_is_refused_and_changes_nothing(clinic: Clinic, case: Case) ->
 
 
 def chunked(clinic: Clinic, method: str, path: str, body: bytes) -> int:
-    """The status of a request in chunks, which tell no length beforehand."""
+    """Send the body in chunks, without a Content-Length, and return the status."""
     chunks = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": io.BytesIO(body)}
     return clinic.doctor.send(method, path, environ_overrides=chunks, content_type="application/json").status_code
 

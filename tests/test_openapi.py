@@ -1,4 +1,4 @@
-"""The OpenAPI document: whole, valid, and true."""
+"""The OpenAPI document is complete, valid and true."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ from server.endpoint import PUBLIC, Access
 
 
 def operations(doc: Any) -> dict[str, tuple[str, str, Any]]:
-    """Method, path and description of each operation, by its name."""
+    """Return the method, the path and the description of each operation, by its name."""
     return {op["operationId"]: (m.upper(), path, op) for path, item in doc["paths"].items() for m, op in item.items()}
 
 
 def access(app: Flask) -> dict[str, Access]:
-    """Who may call each view, by its name."""
+    """Return who may call each view, by the name of the view."""
     views = [view for endpoint, view in app.view_functions.items() if endpoint != "static"]
     return {view.__name__: view.access for view in views}  # type: ignore[attr-defined]
 
@@ -35,7 +35,7 @@ def test_every_route_is_in_it_with_a_summary_and_who_may_call_it(app: Flask) -> 
     routes = {
         (method, app.view_functions[rule.endpoint].__name__)
         for rule in app.url_map.iter_rules()
-        if rule.endpoint != "static"  # files, not the interface
+        if rule.endpoint != "static"  # Flask serves these files
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     found = operations(document(app))
@@ -96,7 +96,7 @@ def example_of_model(doc: Any, name: str) -> Any:
 
 
 def clinic(app: Flask) -> Client:
-    """What the examples speak of: user 1, an administrator who calls; patient 1, appointment 1, report 1."""
+    """Make the records of the examples: patient 1, appointment 1, report 1. User 1, an administrator, is the caller."""
     empty_tables(app)
     password = example_of_model(document(app), "PasswordChange")["current_password"]
     user = sign_up(app, "Ada", "admin", password=password)
@@ -112,12 +112,12 @@ def clinic(app: Flask) -> Client:
 
 
 def requests(doc: Any) -> list[tuple[str, str]]:
-    """Each operation with each media type of its body."""
+    """Return each operation with each media type of its body."""
     return [
         (name, media_type)
         for name, (_, _, op) in operations(doc).items()
         for media_type in op.get("requestBody", {"content": {"": None}})["content"]
-        if name != "media_file"  # whose links no example can hold
+        if name != "media_file"  # a link is signed, so no example can have one
     ]
 
 
@@ -126,7 +126,7 @@ def send_example(client: Client, name: str, media_type: str) -> Any:
     method, path, op = operations(doc)[name]
     for parameter in op["parameters"]:
         if parameter.get("in") == "path":
-            record = 3 if name == "restore_user" else parameter["example"]  # one cannot restore oneself
+            record = 3 if name == "restore_user" else parameter["example"]  # user 1 is the caller
             path = path.replace(f"{{{parameter['name']}}}", str(record))
     if path.endswith("/restore"):
         assert client.delete(path.removesuffix("/restore")).status_code == 200

@@ -1,4 +1,4 @@
-"""Every route is guarded or named as public, and the modules look one way."""
+"""Every route is guarded or public and says all about itself; modules import downwards only."""
 
 import ast
 import re
@@ -19,11 +19,11 @@ from server.endpoint import PUBLIC, Access, contract, public
 from server.web import LARGEST_ID
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES_OF_OURS = {"static"}  # Flask's own view for what lies in static/, which is for anyone
+STATIC_FILES = {"static"}  # Flask's own view of the files in static/, which are public
 
 
 def rules(app: Flask) -> list[Rule]:
-    return [rule for rule in app.url_map.iter_rules() if rule.endpoint not in FILES_OF_OURS]
+    return [rule for rule in app.url_map.iter_rules() if rule.endpoint not in STATIC_FILES]
 
 
 def view_name(rule: Rule) -> str:
@@ -36,7 +36,7 @@ def access(app: Flask, rule: Rule) -> Access:
 
 
 def address(rule: Rule) -> str:
-    """An address of this rule, where there is no record."""
+    """Return an address of this rule that names no record."""
     made = rule.build({name: "77" if name == "key" else 77 for name in rule.arguments})
     assert made is not None
     return made[1]
@@ -66,7 +66,7 @@ def test_nobody_gets_past_a_guard_without_a_token(app: Flask, anonymous: Client)
 
 
 def test_a_doctor_gets_past_every_guard_but_the_administrators(app: Flask, doctor: Client) -> None:
-    leaving = {"logout"}  # which would end the login that the other routes are tried with
+    leaving = {"logout"}  # would end the login of the other requests
     for rule in rules(app):
         if access(app, rule) is PUBLIC or view_name(rule) in leaving:
             continue
@@ -131,7 +131,7 @@ def get_patient() -> Slot:
 
 
 def app_with(view: Any, folder: Path, path: str = "/slots") -> Flask:
-    """The application with one more view."""
+    """Return the application with one more view."""
     scratch = Blueprint("scratch", __name__)
     scratch.add_url_rule(path, view_func=view, methods=["GET" if "body" not in view.__name__ else "POST"])
     return create_app({"FLASK_ENV": "testing", "INSTANCE_PATH": folder}, [api, scratch])
@@ -213,7 +213,7 @@ def layer(module: str) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """The layers of ours that a file imports, wherever in it."""
+    """Return our layers that a file imports, anywhere in the file."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
