@@ -24,9 +24,17 @@ from server.pictures import UnfitPicture
 SIZE = (37, 23)  # odd, so that no block, byte or word is filled by chance
 PIXELS = random.Random(5).randbytes(4 * 37 * 23)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-LONG_PROFILE = PROFILE + random.Random(6).randbytes(150_000)  # over two segments of a JPEG
 SECRET = b"Jane Doe, born 1970-01-01"
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def longer(profile: bytes, size: int) -> bytes:
+    """A profile that says that it is so long, and is."""
+    return struct.pack(">I", size) + profile[4:] + random.Random(6).randbytes(size - len(profile))
+
+
+LONG_PROFILE = longer(PROFILE, 150_000)  # over two segments of a JPEG
+LONGEST_PROFILE = longer(PROFILE, 3_000_000)
 
 
 def scene(mode: str = "RGB", turn: int = 0) -> Image.Image:
@@ -88,6 +96,10 @@ def png_chunk(kind: bytes, body: bytes = b"") -> bytes:
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 0, interlace: int = 0) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(chunks) + png_chunk(b"IEND")
+
+
+def icc_chunk(compressed: bytes, name: bytes = b"ICC Profile") -> bytes:
+    return png_chunk(b"iCCP", name + b"\0\0" + compressed)
 
 
 def png_pixels(width: int, height: int) -> bytes:
@@ -521,10 +533,13 @@ def test_compressed_metadata_does_not_swell_in_memory():
     bomb = zlib.compress(bytes(100_000_000))
     content = png(1, 1, png_pixels(1, 1))
     profile = png_with(content, png_chunk(b"iCCP", b"icc\0\0" + bomb))
+    beginning = zlib.compress(struct.pack(">I", 5_000_000) + PROFILE[4:] + bytes(100_000_000))
+    honest = png_with(content, png_chunk(b"iCCP", b"icc\0\0" + beginning[:5_000]))  # but for its end
     text = png_with(content, png_chunk(b"zTXt", b"a\0\0" + bomb), png_chunk(b"iTXt", b"a\0\1\0\0\0" + bomb))
     tracemalloc.start()
     try:
-        refusal(profile)
+        assert cleaned(profile) == content
+        assert cleaned(honest) == content
         assert cleaned(text) == content
         assert cleaned(png(1, 1, png_chunk(b"IDAT", bomb)))
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
@@ -533,7 +548,7 @@ def test_compressed_metadata_does_not_swell_in_memory():
 
 
 def test_of_what_may_come_once_only_the_first_is_kept():
-    profiles = [png_chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(1_000 + n))) for n in range(3)]
+    profiles = [icc_chunk(zlib.compress(longer(PROFILE, 1_000 + n))) for n in range(3)]
     assert cleaned(png_with(KEPT["PNG"], *profiles)) == png_with(KEPT["PNG"], profiles[0])
 
 
@@ -707,7 +722,7 @@ def test_the_loop_and_the_profile_of_a_gif_are_kept():
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("profile", [PROFILE, LONG_PROFILE], ids=["short", "long"])
+@pytest.mark.parametrize("profile", [PROFILE, LONG_PROFILE, LONGEST_PROFILE], ids=["short", "long", "over 1 MB"])
 def test_the_colour_profile_is_kept(format, profile):
     content = encoded(scene(), format, icc_profile=profile)
     with Image.open(io.BytesIO(cleaned(content))) as image:
@@ -715,16 +730,162 @@ def test_the_colour_profile_is_kept(format, profile):
     assert format == "TIFF" or cleaned(content) == content
 
 
-def test_the_colour_profile_of_a_bmp_is_kept():
+def bmp_with_profile(profile: bytes, kind: bytes = b"DEBM") -> bytes:
     content = encoded(scene(), "BMP")
     header = bytearray(struct.pack("<I", 124) + content[18:54].ljust(120, b"\0"))
-    struct.pack_into("<II", header, 112, 124 + len(content) - 54, len(PROFILE))
-    for kind, profile in ((b"DEBM", PROFILE), (b"BGRs", None)):
-        header[56:60] = kind
-        longer = content[:10] + struct.pack("<I", 14 + 124) + bytes(header) + content[54:] + PROFILE
-        with Image.open(io.BytesIO(cleaned(longer))) as image:
+    struct.pack_into("<II", header, 112, 124 + len(content) - 54, len(profile))
+    header[56:60] = kind
+    return content[:10] + struct.pack("<I", 14 + 124) + bytes(header) + content[54:] + profile
+
+
+def test_the_colour_profile_of_a_bmp_is_kept():
+    for kind, profile in ((b"DEBM", PROFILE), (b"DEBM", LONGEST_PROFILE), (b"BGRs", None)):
+        with Image.open(io.BytesIO(cleaned(bmp_with_profile(profile or PROFILE, kind)))) as image:
             assert image.info.get("icc_profile") == profile
             assert image.tobytes() == scene().tobytes()
+
+
+def with_profile(format: str, profile: bytes) -> bytes:
+    """A picture with what it says is a profile."""
+    if format == "PNG":
+        return png_with(KEPT["PNG"], icc_chunk(zlib.compress(profile, 0)))
+    if format == "GIF":
+        blocks = [profile[at : at + 255] for at in range(0, len(profile), 255)]
+        return gif_with(KEPT["GIF"], b"!\xff" + gif_blocks(b"ICCRGBG1012", *blocks))
+    return bmp_with_profile(profile) if format == "BMP" else encoded(scene(), format, icc_profile=profile)
+
+
+NO_PROFILES = {
+    "text": SECRET * 9,
+    "a header too short": (struct.pack(">I", 99) + PROFILE[4:74] + SECRET),
+    "another signature": PROFILE[:36] + b"ACSP" + PROFILE[40:-25] + SECRET,
+    "a profile cut short": struct.pack(">I", len(PROFILE) + 1) + PROFILE[4:-25] + SECRET,
+}
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("profile", NO_PROFILES.values(), ids=NO_PROFILES)
+def test_what_is_no_colour_profile_is_cut(format, profile):
+    content = with_profile(format, profile)
+    assert SECRET in content
+    with Image.open(io.BytesIO(cleaned(content))) as image:
+        assert "icc_profile" not in image.info
+    assert SECRET not in cleaned(content)
+    assert cleaned(cleaned(content)) == cleaned(content)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_what_follows_a_colour_profile_is_cut(format):
+    content = with_profile(format, PROFILE + SECRET)
+    assert SECRET in content
+    clean = cleaned(content)
+    with Image.open(io.BytesIO(clean)) as image:
+        assert image.info.get("icc_profile", PROFILE) == PROFILE
+    assert SECRET not in clean
+    assert (format == "PNG" and b"iCCP" in clean) or clean == cleaned(with_profile(format, PROFILE))
+
+
+def test_a_webp_whose_profile_is_cut_does_not_promise_one():
+    assert cleaned(with_profile("WEBP", SECRET))[20] & 0x20 == 0
+    assert cleaned(with_profile("WEBP", PROFILE))[20] & 0x20
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(1, 2, PROFILE[:300]), (2, 2, PROFILE[300:]), (3, 3, SECRET)],
+        [(1, 1, PROFILE), (2, 2, SECRET)],
+        [(1, 1, PROFILE), (1, 1, SECRET)],
+        [(1, 2, PROFILE + SECRET)],
+        [(0, 1, PROFILE + SECRET)],
+        [(0, 0, SECRET)],
+    ],
+    ids=str,
+)
+def test_a_colour_profile_of_a_jpeg_whose_parts_do_not_fit_together_is_cut(parts):
+    segments = [segment(0xE2, b"ICC_PROFILE\0" + bytes(numbers) + part) for *numbers, part in parts]
+    assert cleaned(jpeg_with(KEPT["JPEG"], *segments, segment(0xE2, b"ICC_PROFILE\0" + SECRET))) == KEPT["JPEG"]
+    assert cleaned(jpeg_with(KEPT["JPEG"], *segments)) == KEPT["JPEG"]
+
+
+def test_the_parts_of_a_colour_profile_of_a_jpeg_may_come_in_any_order():
+    parts = [segment(0xE2, b"ICC_PROFILE\0\2\2" + PROFILE[300:]), segment(0xE2, b"ICC_PROFILE\0\1\2" + PROFILE[:300])]
+    assert cleaned(jpeg_with(KEPT["JPEG"], *parts)) == encoded(scene(), "JPEG", icc_profile=PROFILE)
+
+
+def test_of_an_adobe_segment_only_its_twelve_bytes_are_kept():
+    content = KEPT["CMYK JPEG"]
+    start = content.index(b"\xff\xee\0\x0eAdobe")
+    before, adobe, after = content[:start], content[start + 4 : start + 16], content[start + 16 :]
+    other = segment(0xEE, b"Adobe  " + SECRET)  # the last of several counts
+    assert cleaned(before + other + segment(0xEE, adobe + SECRET) + after) == content
+    assert cleaned(jpeg_with(KEPT["JPEG"], segment(0xEE, b"Adobe" + SECRET[:6]))) == KEPT["JPEG"]
+
+
+def test_adobe_and_colour_profile_are_cut_where_a_jpeg_decoder_does_not_look_for_them():
+    content = KEPT["progressive JPEG"]
+    last = content.rindex(b"\xff\xda")
+    for extra in (segment(0xEE, b"Adobe\0\x64\0\0\0\0\1"), segment(0xE2, b"ICC_PROFILE\0\1\1" + PROFILE)):
+        assert cleaned(content[:last] + extra + content[last:]) == content
+
+
+def test_text_in_a_segment_of_a_jpeg_that_decoders_skip_is_refused():
+    end = KEPT["JPEG"][:-2] + segment(0xDC, struct.pack(">H", 23)) + b"\xff\xd9"
+    assert cleaned(end) == end
+    assert "damaged" in refusal(KEPT["JPEG"][:-2] + segment(0xDC, struct.pack(">H", 23) + SECRET) + b"\xff\xd9")
+
+
+def test_text_in_and_behind_the_profile_of_a_png_is_cut():
+    clean = png_with(KEPT["PNG"], icc_chunk(zlib.compress(PROFILE)))
+    for chunk in (icc_chunk(zlib.compress(PROFILE), SECRET), icc_chunk(zlib.compress(PROFILE) + SECRET)):
+        assert cleaned(png_with(KEPT["PNG"], chunk)) == clean
+    for chunk in (
+        png_chunk(b"iCCP", SECRET),
+        png_chunk(b"iCCP", b"icc\0\1" + zlib.compress(PROFILE)),
+        icc_chunk(SECRET),
+        icc_chunk(b""),
+    ):
+        assert cleaned(png_with(KEPT["PNG"], chunk)) == KEPT["PNG"]
+
+
+@pytest.mark.parametrize("kind", [b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"cICP", b"mDCV", b"cLLI"])
+def test_text_in_a_png_chunk_that_is_too_long_is_cut(kind):
+    assert cleaned(png_with(KEPT["PNG"], png_chunk(kind, bytes(32) + SECRET))) == KEPT["PNG"]
+
+
+def test_text_in_a_png_chunk_that_the_pixels_need_is_refused():
+    for kind in (b"tRNS", b"PLTE", b"acTL", b"fcTL"):
+        assert "damaged" in refusal(png_with(KEPT["PNG"], png_chunk(kind, bytes(768) + SECRET)))
+    assert "damaged" in refusal(KEPT["PNG"][:-12] + png_chunk(b"IEND", SECRET))
+
+
+def test_text_in_the_chunks_of_a_webp_is_cut():
+    content = KEPT["animated WebP"]
+    assert content[12:20] == b"VP8X\n\0\0\0"
+    at = content.index(b"ANIM")
+    longer = (webp_chunk(b"VP8X", content[20:30] + SECRET), webp_chunk(b"ANIM", content[at + 8 : at + 14] + SECRET))
+    assert cleaned(webp(longer[0], content[30:at], longer[1], longer[1], content[at + 14 :])) == content
+    image, canvas = webp_image(KEPT["WebP"]), webp_canvas(*SIZE)
+    assert cleaned(webp(canvas, image, webp_chunk(b"VP8 ", SECRET))) == webp(canvas, image)
+    profiles = [webp_chunk(b"ICCP", profile) for profile in (PROFILE, PROFILE[:-25] + SECRET)]
+    canvas = webp_canvas(*SIZE, flags=0x20)
+    assert cleaned(webp(canvas, *profiles, image)) == webp(canvas, profiles[0], image)
+
+
+def test_text_in_the_extensions_of_a_gif_is_cut_or_refused():
+    content = KEPT["animated GIF"]
+    loop = b"!\xff" + gif_blocks(b"NETSCAPE2.0", b"\1\3\0")
+    assert loop in content
+    for wordy in (
+        gif_blocks(b"NETSCAPE2.0", b"\1\3\0", SECRET),
+        gif_blocks(b"NETSCAPE2.0", SECRET, b"\1\3\0", b"\1ab"),
+        gif_blocks(b"NETSCAPE2.0", b"\1\3\0") + b"!\xff" + gif_blocks(b"NETSCAPE2.0", b"\1ab"),
+    ):
+        assert cleaned(content.replace(loop, b"!\xff" + wordy)) == content
+    assert cleaned(gif_with(KEPT["GIF"], b"!\xff" + gif_blocks(b"NETSCAPE2.0", SECRET))) == KEPT["GIF"]
+    assert cleaned(gif_with(KEPT["GIF"], b"!\xff" + gif_blocks(b"NETSCAPE2.0" + SECRET, b"\1\3\0"))) == KEPT["GIF"]
+    assert "damaged" in refusal(gif_with(KEPT["GIF"], b"!\xf9" + gif_blocks(bytes(4), SECRET)))
+    assert "damaged" in refusal(gif_with(KEPT["GIF"], b"!\xf9" + gif_blocks(bytes(4) + SECRET)))
 
 
 def test_pixels_are_not_taken_for_a_colour_profile():

@@ -15,6 +15,7 @@ from typing import IO
 from PIL import Image
 
 from server.pictures import bmp, gif, jpeg, png, tiff, webp
+from server.pictures.icc import real_profile
 from server.pictures.refusals import UNKNOWN_FORMAT, UnfitPicture, refuse_any_failure, refuse_bomb
 
 __all__ = ["Picture", "UnfitPicture", "check"]
@@ -109,5 +110,5 @@ def _convert(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int]:
     with _decoding:
         with refuse_any_failure():
             image, profile = _DECODERS[format](source)
-        image.save(file, "PNG", icc_profile=profile)
+        image.save(file, "PNG", icc_profile=real_profile(profile))
     return image.size

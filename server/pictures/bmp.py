@@ -19,8 +19,8 @@ _MAX_RLE_PIXELS = 5_000_000  # Pillow decodes run lengths in Python: a second or
 _GREY_BITS = {"1": 1, "L": 8}  # by Pillow's mode
 
 
-def decode(source: bytes) -> tuple[Image.Image, bytes | None]:
-    """Return the picture and its colour profile."""
+def decode(source: bytes) -> tuple[Image.Image, bytes]:
+    """Return the picture and its colour profile as it is found; nothing if there is none."""
     image = Image.open(io.BytesIO(source), formats=["bmp"])
     refuse_bomb(*image.size)
     _refuse_slow_or_wrong(image, source)
@@ -38,10 +38,10 @@ def _refuse_slow_or_wrong(image: Image.Image, source: bytes) -> None:
         raise UnfitPicture(RARE_KIND.format("BMP"))
 
 
-def _read_profile(source: bytes) -> bytes | None:
+def _read_profile(source: bytes) -> bytes:
     """Return the ICC profile of a BITMAPV5HEADER (bV5CSType, bV5ProfileData, bV5ProfileSize)."""
     (header_size,) = struct.unpack_from("<I", source, _HEADER_AT)
     if header_size != BITMAPV5HEADER or source[_HEADER_AT + 56 : _HEADER_AT + 60] != PROFILE_EMBEDDED:
-        return None
+        return b""
     offset, size = struct.unpack_from("<II", source, _HEADER_AT + 112)
     return source[_HEADER_AT + offset : _HEADER_AT + offset + size]

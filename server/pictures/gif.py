@@ -2,6 +2,7 @@
 
 import struct
 
+from server.pictures.icc import real_profile
 from server.pictures.parts import CleanedPicture, PartReader
 from server.pictures.refusals import DAMAGED, UnfitPicture, refuse_bomb
 
@@ -10,7 +11,8 @@ _EXTENSION = b"!"
 _TRAILER = b";"
 _GRAPHIC_CONTROL = b"\xf9"
 _APPLICATION = b"\xff"
-_KEPT_APPLICATIONS = (b"NETSCAPE2.0", b"ANIMEXTS1.0", b"ICCRGBG1012")  # the loop, under two names; the ICC profile
+_LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")  # two names of the same extension
+_ICC = b"ICCRGBG1012"
 
 
 def clean(source: bytes) -> CleanedPicture:
@@ -25,22 +27,20 @@ class _GifCleaner:
         self._reader.read(_colour_table_size(flags))
         self._cleaned = bytearray(self._reader.since(0))
         self._frames = 0
+        self._seen: set[bytes] = set()  # application extensions
         self._right, self._bottom = self._width, self._height  # decoders enlarge the canvas for a larger frame
 
     def clean(self) -> CleanedPicture:
         start = self._reader.position
         while (kind := self._reader.read(1)) != _TRAILER:
             if kind == _IMAGE:
-                keep = True
                 self._read_image_header()
+                self._read_blocks()
+                self._cleaned += self._reader.since(start)
             elif kind == _EXTENSION:
-                keep = self._read_extension_label()
+                self._cleaned += self._clean_extension()
             else:
                 raise UnfitPicture(DAMAGED)
-            while size := self._reader.read_number("B"):
-                self._reader.read(size)
-            if keep:
-                self._cleaned += self._reader.since(start)
             start = self._reader.position
         refuse_bomb(self._right, self._bottom, self._frames)
         self._cleaned += _TRAILER
@@ -56,12 +56,36 @@ class _GifCleaner:
         if self._frames == 1:
             self._width, self._height = self._right, self._bottom
 
-    def _read_extension_label(self) -> bool:
-        """Return whether the extension is kept."""
+    def _read_blocks(self) -> list[bytes]:
+        blocks = []
+        while size := self._reader.read_number("B"):
+            blocks.append(self._reader.read(size))
+        return blocks
+
+    def _clean_extension(self) -> bytes:
+        """Return the extension as we keep it; nothing for comments, plain text and unknown applications."""
         label = self._reader.read(1)
-        name_at = self._reader.position + 1
-        name = self._reader.source[name_at : name_at + 11]
-        return label == _GRAPHIC_CONTROL or (label == _APPLICATION and name in _KEPT_APPLICATIONS)
+        blocks = self._read_blocks()
+        if label == _GRAPHIC_CONTROL:
+            if [len(block) for block in blocks] != [4]:
+                raise UnfitPicture(DAMAGED)
+            return _extension(label, blocks)
+        name, content = blocks[:1], blocks[1:]
+        if label != _APPLICATION or not name or name[0] in self._seen:
+            return b""
+        if name[0] in _LOOPS:  # block: 1, then the number of rounds as two bytes
+            content = [block for block in content if len(block) == 3 and block[0] == 1][:1]
+        elif name[0] == _ICC:
+            profile = real_profile(b"".join(content))
+            content = [profile[start : start + 255] for start in range(0, len(profile), 255)]
+        else:
+            return b""
+        self._seen.add(name[0])
+        return _extension(label, name + content) if content else b""
+
+
+def _extension(label: bytes, blocks: list[bytes]) -> bytes:
+    return _EXTENSION + label + b"".join(bytes((len(block),)) + block for block in blocks) + b"\0"
 
 
 def _colour_table_size(flags: int) -> int:

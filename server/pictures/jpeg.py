@@ -8,6 +8,7 @@ import struct
 from typing import Final
 
 from server.pictures.exif import EXIF_HEADER, read_orientation, upright_size, write_exif
+from server.pictures.icc import real_profile
 from server.pictures.parts import CleanedPicture, PartReader
 from server.pictures.refusals import DAMAGED, RARE_KIND, UnfitPicture
 
@@ -25,8 +26,14 @@ COM: Final = 0xFE  # comment
 
 _FRAME_HEADERS = frozenset((SOF0, SOF1, SOF2))
 _KEPT = _FRAME_HEADERS | {DHT, SOS, DQT, DNL, DRI}
-_KEPT_APPLICATIONS = {APP2: b"ICC_PROFILE\0", APP14: b"Adobe"}
 _JFIF = b"JFIF\0"
+_JFIF_SIZE = 14
+_THUMBNAIL_AT = 12  # in JFIF: its width and height, then its pixels
+_ADOBE = b"Adobe"
+_ADOBE_SIZE = 12  # T.872, 6.5.3: name, version, two flags, colour transform
+_ICC = b"ICC_PROFILE\0"
+_ICC_CHUNK_AT = len(_ICC) + 2  # behind the number of the chunk and the count of chunks
+_ICC_CHUNK_SIZE = 65_533 - _ICC_CHUNK_AT
 
 _MAX_SCANS = 100  # each scan is a pass over the whole picture; encoders write about ten
 
@@ -48,6 +55,8 @@ class _JpegCleaner:
         self._cleaned = bytearray(self._reader.read(2))  # SOI
         self._jfif = b""
         self._exif = b""
+        self._adobe = b""
+        self._icc_chunks: list[bytes] = []
         self._sizes: list[tuple[int, int]] = []
         self._scans = 0
 
@@ -56,14 +65,12 @@ class _JpegCleaner:
         while (marker := self._read_marker()) != EOI:
             payload = self._reader.read(self._reader.read_number(">H") - 2)
             if APP0 <= marker <= APP15 or marker == COM:
-                keep = self._read_application(marker, payload)
+                self._read_application(marker, payload)
             elif marker in _KEPT:
-                keep = True
                 self._read_segment(marker, payload)
+                self._cleaned += self._reader.since(start)
             else:  # lossless, hierarchical and arithmetic coding, which browsers do not show
                 raise UnfitPicture(RARE_KIND.format("JPEG") if SOF0 <= marker <= SOF15 else DAMAGED)
-            if keep:
-                self._cleaned += self._reader.since(start)
             start = self._reader.position
         return self._finish()
 
@@ -74,22 +81,24 @@ class _JpegCleaner:
             pass  # T.81, B.1.1.2: any number of fill bytes may precede a marker
         return marker
 
-    def _read_application(self, marker: int, payload: bytes) -> bool:
-        """Note JFIF and the first Exif; return whether the segment is kept as it is."""
+    def _read_application(self, marker: int, payload: bytes) -> None:
+        """Note what `_finish` writes anew. Decoders read no Adobe and ICC segments behind the first scan."""
         if marker == APP0 and payload.startswith(_JFIF):
-            thumbnail_at = 12
-            self._jfif = _segment(APP0, payload[:thumbnail_at].ljust(14, b"\0"))
-            return False
-        if marker == APP1 and payload.startswith(EXIF_HEADER):
+            self._jfif = payload[:_THUMBNAIL_AT].ljust(_JFIF_SIZE, b"\0")
+        elif marker == APP1 and payload.startswith(EXIF_HEADER):
             self._exif = self._exif or payload
-            return False
-        return payload.startswith(_KEPT_APPLICATIONS.get(marker, ()))
+        elif marker == APP14 and payload.startswith(_ADOBE) and len(payload) >= _ADOBE_SIZE and not self._scans:
+            self._adobe = payload[:_ADOBE_SIZE]
+        elif marker == APP2 and payload.startswith(_ICC) and not self._scans:
+            self._icc_chunks.append(payload)
 
     def _read_segment(self, marker: int, payload: bytes) -> None:
         """Note the size in a frame header; move to the end of a scan."""
         if marker in _FRAME_HEADERS:
             height, width = struct.unpack_from(">HH", payload, 1)
             self._sizes.append((width, height))
+        if marker == DNL and len(payload) != 2:
+            raise UnfitPicture(DAMAGED)  # decoders ignore the segment, whatever text is in it
         if marker == SOS:
             self._scans += 1
             end = _END_OF_SCAN.search(self._reader.source, self._reader.position)
@@ -101,9 +110,23 @@ class _JpegCleaner:
         [(width, height)] = self._sizes
         orientation = read_orientation(self._exif)
         exif = write_exif(orientation)
-        self._cleaned[2:2] = self._jfif + (_segment(APP1, EXIF_HEADER + exif) if exif else b"")
+        applications = [(APP0, self._jfif), (APP1, exif and EXIF_HEADER + exif), (APP14, self._adobe)]
+        applications += [(APP2, chunk) for chunk in _icc_chunks(_join_icc(self._icc_chunks))]
+        self._cleaned[2:2] = b"".join(_segment(marker, payload) for marker, payload in applications if payload)
         self._cleaned += bytes((0xFF, EOI))
         return CleanedPicture(self._cleaned, *upright_size(width, height, orientation), frames=1)
+
+
+def _join_icc(chunks: list[bytes]) -> bytes:
+    """Return the profile; nothing if a chunk is missing, comes twice or is miscounted (ICC.1, B.4)."""
+    numbered = {chunk[len(_ICC) : _ICC_CHUNK_AT]: chunk[_ICC_CHUNK_AT:] for chunk in chunks}
+    expected = [bytes((number, len(chunks))) for number in range(1, len(chunks) + 1)] if len(chunks) < 256 else []
+    return real_profile(b"".join(numbered[key] for key in expected)) if sorted(numbered) == expected else b""
+
+
+def _icc_chunks(profile: bytes) -> list[bytes]:
+    parts = [profile[start : start + _ICC_CHUNK_SIZE] for start in range(0, len(profile), _ICC_CHUNK_SIZE)]
+    return [_ICC + bytes((number, len(parts))) + part for number, part in enumerate(parts, 1)]
 
 
 def _segment(marker: int, payload: bytes) -> bytes:

@@ -2,13 +2,39 @@
 
 import struct
 import zlib
+from collections.abc import Container
+
+from PIL import PngImagePlugin
 
 from server.pictures.exif import read_orientation, upright_size, write_exif
+from server.pictures.icc import HEADER_SIZE, MAX_SIZE, declared_size, real_profile
 from server.pictures.parts import CleanedPicture, PartReader
 from server.pictures.refusals import DAMAGED, UnfitPicture, refuse_bomb
 
 _KEPT = frozenset(b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD pHYs cICP mDCV cLLI acTL fcTL fdAT".split())
 _REPEATED = frozenset((b"IDAT", b"fcTL", b"fdAT"))
+
+# The sizes of chunks that are not pixels. Decoders ignore what follows: text could hide there.
+_SIZES: dict[bytes, Container[int]] = {
+    b"PLTE": range(3, 769, 3),
+    b"IEND": (0,),
+    b"tRNS": range(257),
+    b"acTL": (8,),
+    b"fcTL": (26,),
+    b"gAMA": (4,),
+    b"cHRM": (32,),
+    b"sRGB": (1,),
+    b"sBIT": range(1, 5),
+    b"bKGD": (1, 2, 6),
+    b"pHYs": (9,),
+    b"cICP": (4,),
+    b"mDCV": (24,),
+    b"cLLI": (8,),
+}
+_NEEDED = frozenset((b"PLTE", b"IEND", b"tRNS", b"acTL", b"fcTL"))  # without them the pixels change
+
+# Pillow refuses profiles over 1 MB by this limit. Text, which it limits too, is gone before Pillow decodes.
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_SIZE
 
 _SIGNATURE_SIZE = 8
 _HEADER_END = 33  # the signature and the chunk IHDR
@@ -45,7 +71,8 @@ class _PngCleaner:
             kind, payload = self._read_chunk()
             self._note(kind, payload)
             if kind in _KEPT and (kind not in self._seen or kind in _REPEATED):
-                self._cleaned += self._reader.since(start)
+                if _has_right_size(kind, payload):
+                    self._cleaned += _clean_profile(payload) if kind == b"iCCP" else self._reader.since(start)
                 self._seen.add(kind)
         return self._finish()
 
@@ -120,6 +147,35 @@ class _PixelCounter:
     def refuse_if_short(self) -> None:
         if self._missing > 0:
             raise UnfitPicture(DAMAGED)
+
+
+def _has_right_size(kind: bytes, payload: bytes) -> bool:
+    right = kind not in _SIZES or len(payload) in _SIZES[kind]
+    if not right and kind in _NEEDED:
+        raise UnfitPicture(DAMAGED)
+    return right
+
+
+def _clean_profile(payload: bytes) -> bytes:
+    """Return the chunk iCCP with a fixed name and the profile alone; nothing if the profile is not real.
+
+    Inflates no more than the profile's declared size, so a decompression bomb costs nothing.
+    """
+    _, _, compressed = payload.partition(b"\0")
+    method, compressed = compressed[:1], compressed[1:]
+    inflater = zlib.decompressobj()
+    try:
+        header = inflater.decompress(compressed, HEADER_SIZE)
+        size = declared_size(header)
+        if method != b"\0" or size == 0:
+            return b""
+        content = header + inflater.decompress(inflater.unconsumed_tail, size - len(header) + 1)
+    except zlib.error:
+        return b""
+    profile = real_profile(content)
+    if profile != content or not inflater.eof or inflater.unused_data:
+        compressed = zlib.compress(profile)
+    return _chunk(b"iCCP", b"ICC Profile\0\0" + compressed) if profile else b""
 
 
 def _chunk(kind: bytes, payload: bytes) -> bytes:

@@ -33,8 +33,8 @@ _MAX_VALUES = 100_000  # in one tag: Pillow makes several objects of each strip'
 _LOSSLESS_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
-def decode(source: bytes) -> tuple[Image.Image, bytes | None]:
-    """Return the picture, upright, and its colour profile."""
+def decode(source: bytes) -> tuple[Image.Image, bytes]:
+    """Return the picture, upright, and its colour profile as it is found; nothing if there is none."""
     _refuse_many_values(source)
     image = Image.open(io.BytesIO(source), formats=["tiff"])
     assert isinstance(image, TiffImageFile)  # noqa: S101
@@ -42,7 +42,7 @@ def decode(source: bytes) -> tuple[Image.Image, bytes | None]:
     _refuse_loss(image)
     profile = image.info.get("icc_profile")
     image.load()  # turns the picture upright, too
-    return image, profile if isinstance(profile, bytes) else None
+    return image, profile if isinstance(profile, bytes) else b""
 
 
 def _refuse_many_values(source: bytes) -> None:

@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from PIL import WebPImagePlugin
 
 from server.pictures.exif import UPRIGHT, read_orientation, upright_size, write_exif
+from server.pictures.icc import real_profile
 from server.pictures.parts import CleanedPicture, PartReader
 
 # Imported here, or the first WebP would make Pillow load all its plugins.
 assert WebPImagePlugin.SUPPORTED  # noqa: S101
 
-_KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM")
+_KEPT = frozenset((b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM"))
+_SIZES = {b"VP8X": 10, b"ANIM": 6}  # decoders ignore what follows: text could hide there
 
 _RIFF_HEADER_SIZE = 12  # "RIFF", the size of all that follows, "WEBP"
 _FIRST_PAYLOAD = 20  # behind the header of the first chunk
+_ICC_FLAG = 0x20
 _EXIF_FLAG = 0x08
 _XMP_FLAG = 0x04
 
@@ -28,20 +31,23 @@ def clean(source: bytes) -> CleanedPicture:
     format = source[_RIFF_HEADER_SIZE : _RIFF_HEADER_SIZE + 4]
     cleaned = bytearray(reader.since(0))
     exif, frames = b"", 0
+    seen: set[bytes] = set()
     for kind, payload in _read_chunks(reader, end):
         if kind == b"EXIF":
             exif = payload
         elif kind == b"ANMF":
             frames += 1
             cleaned += _clean_frame(payload)
-        elif kind in _KEPT:
-            cleaned += _chunk(kind, payload)
+        else:
+            cleaned += _clean_chunk(kind, payload, seen)
         if format != b"VP8X":
             break
     orientation = UPRIGHT
     if format == b"VP8X":
         orientation = read_orientation(exif)
         _replace_exif(cleaned, orientation)
+        if b"ICCP" not in seen:
+            cleaned[_FIRST_PAYLOAD] &= ~_ICC_FLAG
     struct.pack_into("<I", cleaned, 4, len(cleaned) - 8)
     width, height = upright_size(*_canvas_size(source, format), orientation)
     return CleanedPicture(cleaned, width, height, max(frames, 1))
@@ -62,8 +68,19 @@ def _clean_frame(payload: bytes) -> bytes:
     """Return a frame of an animation without chunks we do not know."""
     reader = PartReader(payload)
     header = reader.read(16)
-    images = b"".join(_chunk(*chunk) for chunk in _read_chunks(reader, len(payload)) if chunk[0] in _KEPT)
-    return _chunk(b"ANMF", header + images)
+    seen: set[bytes] = set()
+    chunks = b"".join(_clean_chunk(*chunk, seen) for chunk in _read_chunks(reader, len(payload)))
+    return _chunk(b"ANMF", header + chunks)
+
+
+def _clean_chunk(kind: bytes, payload: bytes, seen: set[bytes]) -> bytes:
+    """Return the chunk as we keep it, if at all, and note it in `seen`. Decoders read the first of each kind."""
+    if kind not in _KEPT or kind in seen:
+        return b""
+    if kind == b"ICCP" and not (payload := real_profile(payload)):
+        return b""
+    seen.add(kind)
+    return _chunk(kind, payload[: _SIZES.get(kind)])
 
 
 def _replace_exif(cleaned: bytearray, orientation: int) -> None:
