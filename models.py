@@ -34,12 +34,7 @@ from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 from sqlalchemy.orm.attributes import set_committed_value
 
 from server import errors
-from server.database import Base as Base
-from server.database import UTCDateTime as UTCDateTime
-from server.database import clinic_zone
-from server.database import db as db
-from server.database import now as now
-from server.database import upsert as upsert
+from server.database import Base, UTCDateTime, clinic_zone, db, now
 
 MINUTES = (5, 480)  # shortest and longest appointment
 LONGEST_WORD = 40  # characters of a word in the search index

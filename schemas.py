@@ -29,8 +29,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from models import MINUTES, AppointmentStatus, PatientStatus, Role, Sex, db
-from server.database import UTCDateTime, clinic_zone
+from models import MINUTES, AppointmentStatus, PatientStatus, Role, Sex
+from server.database import UTCDateTime, clinic_zone, db
 from server.web import LARGEST_ID
 
 YEARS = (1850, 2200)  # first year, and the year after the last; Python's arithmetic fails beyond year 9999

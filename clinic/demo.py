@@ -34,10 +34,9 @@ from models import (
     Role,
     Sex,
     User,
-    db,
     mrn_check_digit,
 )
-from server.database import clinic_zone, insert_many
+from server.database import clinic_zone, db, insert_many
 
 ADMIN_EMAIL = "admin@hosi.example"
 CHUNK = 20_000  # rows to a transaction: a server that is running meanwhile waits for some seconds at most

@@ -19,7 +19,8 @@ from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
-from models import LoginSession, PasswordReset, User, now
+from models import LoginSession, PasswordReset, User
+from server.database import now
 
 MakeApp = Callable[..., Flask]
 NEW_PASSWORD = "a lantern over the ward"

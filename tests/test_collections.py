@@ -446,7 +446,8 @@ def test_an_empty_search_is_none(doctor: Client) -> None:
 
 def many_patients(app: Flask, number: int) -> None:
     """By one bulk insert, past the search."""
-    from models import Patient, db, now
+    from models import Patient
+    from server.database import db, now
 
     row = {"last_name": "Wanjiru", "phone_number": "0712", "created_at": now(), "updated_at": now(), "version": 1}
     with app.app_context():

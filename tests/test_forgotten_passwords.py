@@ -16,7 +16,8 @@ from sqlalchemy import select, update
 from test_accounts import NEW_PASSWORD, MakeApp, log_in, reset_token, token_in
 from werkzeug.test import TestResponse
 
-from models import PasswordReset, now
+from models import PasswordReset
+from server.database import now
 
 
 @pytest.fixture

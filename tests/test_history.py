@@ -17,7 +17,8 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import OperationalError
 
 from clinic.history import chain, verification
-from models import AuditEntry, AuditHead, Patient, db
+from models import AuditEntry, AuditHead, Patient
+from server.database import db
 
 WHOLE = (0, "The history is whole.\n")
 

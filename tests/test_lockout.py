@@ -15,7 +15,8 @@ from sql import snapshot, sql
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
-from models import AuditEntry, LoginSession, SignInTries, now
+from models import AuditEntry, LoginSession, SignInTries
+from server.database import now
 from server.limits import limiter
 
 MakeApp = Callable[..., Flask]

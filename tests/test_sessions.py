@@ -18,7 +18,8 @@ from sql import counted_statements, held_up, snapshot, sql
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from models import LoginSession, User, now
+from models import LoginSession, User
+from server.database import now
 
 MakeApp = Callable[..., Flask]
 NEW_PASSWORD = "a lantern over the ward"

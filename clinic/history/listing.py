@@ -9,8 +9,9 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, FromClause, Select, Table, select, tuple_, union_all
 
 from clinic.history.chain import KINDS, SIGN_INS
-from models import AuditEntry, Image, Record, Report, User, db
+from models import AuditEntry, Image, Record, Report, User
 from schemas import AuditQuery, HistoryOut
+from server.database import db
 from server.endpoint import StreamedList
 
 _entries = cast(Table, AuditEntry.__table__)

@@ -17,8 +17,8 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, Text, func, lit
 from clinic.history import macs
 from clinic.history.chain import KINDS, SIGN_INS
 from clinic.history.macs import Chain
-from models import AuditEntry, AuditHead, LoginSession, User, db
-from server.database import reader
+from models import AuditEntry, AuditHead, LoginSession, User
+from server.database import db, reader
 
 _entries, _heads = cast(Table, AuditEntry.__table__), cast(Table, AuditHead.__table__)
 
