@@ -1,7 +1,7 @@
-"""A demonstration clinic: believable people, appointments that do not clash, reports with pictures drawn on the spot.
+"""Makes a demonstration clinic: people, appointments without clashes, and reports with drawn pictures.
 
-The same seed and the same first day give the same clinic, but for the salt of the password's hash. Rows go in by the
-thousand, past the ORM: `_insert` is the one place that writes them, each with its history.
+The same seed and first day make the same clinic, save the salt of the password hash. Rows are inserted in bulk, past
+the ORM: only `_insert` writes them, each with its words and its history.
 """
 
 import gc
@@ -39,7 +39,7 @@ from models import (
 from server.database import clinic_zone, db, insert_many
 
 ADMIN_EMAIL = "admin@hosi.example"
-CHUNK = 20_000  # rows to a transaction: a server that is running meanwhile waits for some seconds at most
+CHUNK = 20_000  # rows per transaction, so that a running server waits for a few seconds at most
 OPENS, SLOT, SLOTS_A_DAY = time(8), timedelta(minutes=30), 16
 WORKDAYS = 10  # two weeks
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ Choice = TypeVar("Choice")
 
 @dataclass(frozen=True, slots=True)
 class Culture:
-    """Names that go together, and how a phone number begins."""
+    """First and family names of one culture, and the beginning of its phone numbers."""
 
     female: Sequence[str]
     male: Sequence[str]
@@ -161,7 +161,7 @@ TO_COME = (AppointmentStatus.SCHEDULED, AppointmentStatus.CONFIRMED) * 4 + (
 
 @dataclass(slots=True)
 class Clinic:
-    """How large the clinic is to be, and what has been made of it."""
+    """The size of the clinic, and the ids of the people made so far."""
 
     patients: int
     doctors: int
@@ -175,8 +175,8 @@ class Clinic:
     patient_ids: Sequence[int] = ()
 
     def make(self) -> None:
-        """Writes all of it, in transactions of `CHUNK` rows."""
-        gc.disable()  # it would look at the same millions of values again and again: a fifth of the time
+        """Make the clinic, in transactions of `CHUNK` rows."""
+        gc.disable()  # the garbage collector finds nothing here and takes a fifth of the time
         try:
             self._make_staff()
             self.patient_ids = self._write(Patient, self._patients())
@@ -188,13 +188,13 @@ class Clinic:
 
     @property
     def opened(self) -> datetime:
-        """When the records were made: the first day's midnight."""
+        """The `created_at` of all records: midnight of the first day."""
         return datetime.combine(self.first_day, time(), clinic_zone()).astimezone(UTC)
 
     # --- People ---
 
     def _any(self, of: Sequence[Choice]) -> Choice:
-        """As `random.choice`, but thrice as fast."""
+        """Return a random element; three times as fast as `random.choice`."""
         return of[int(self.chance.random() * len(of))]
 
     def _person(self) -> tuple[str, str, Sex, Culture]:
@@ -250,7 +250,7 @@ class Clinic:
     # --- Appointments ---
 
     def _appointments(self) -> Iterator[Row]:
-        """Drawn from a grid of times and doctors: nobody, doctor or patient, is needed twice at one time."""
+        """Draw cells of a grid of times and doctors, so that no doctor and no patient has two appointments at once."""
         lanes = min(len(self.doctor_ids), len(self.patient_ids))
         days = max(WORKDAYS, -(-self.appointments // (SLOTS_A_DAY * lanes or 1)))
         cells = sorted(self.chance.sample(range(days * SLOTS_A_DAY * lanes), self.appointments))
@@ -276,7 +276,7 @@ class Clinic:
     # --- Reports ---
 
     def _file_report(self, number: int) -> None:
-        """By the ORM and the image store, as a request does it: the pictures are what takes the time."""
+        """File a report as a request does, by the ORM and the image store."""
         kind, draw = self.chance.choice(PICTURES)
         diagnosis, _ = self.chance.choice(DIAGNOSES[:-1])
         files = [
@@ -294,7 +294,7 @@ class Clinic:
     # --- Writing ---
 
     def _write(self, kind: type[Record], rows: Iterator[Row]) -> Sequence[int]:
-        """Writes the rows, a chunk at a time; returns their ids."""
+        """Insert the rows, a chunk per transaction, and return their ids."""
         ids: list[int] = []
         with _bulky_connection() as connection:
             while chunk := [row for _, row in zip(range(CHUNK), rows, strict=False)]:
@@ -304,8 +304,7 @@ class Clinic:
         return ids
 
 
-# On SQLite, meanwhile: a cache that holds the indexes, since names and numbers come in no order, and a log that is
-# copied into the database less often.
+# SQLite settings of a bulk insert: a cache for the whole indexes, because names come in no order, and fewer checkpoints.
 BULKY = {"cache_size": -256 * 1024, "wal_autocheckpoint": 50_000}
 
 
@@ -327,7 +326,7 @@ def _bulky_connection() -> Iterator[Connection]:
 
 
 def _insert(connection: Connection, kind: type[Record], rows: list[Row], at: datetime) -> Sequence[int]:
-    """Writes records, the words that a search finds them by, and their history; returns their ids."""
+    """Insert records with their words and their history, and return their ids."""
     ids = _new_ids(connection, kind, len(rows))
     for record_id, row in zip(ids, rows, strict=True):
         row.update(id=record_id, created_at=at, updated_at=at, version=1)
@@ -339,7 +338,7 @@ def _insert(connection: Connection, kind: type[Record], rows: list[Row], at: dat
 
 
 def _new_ids(connection: Connection, kind: type[Record], count: int) -> Sequence[int]:
-    """Ids that nobody else will be given. On SQLite the transaction has the database to itself."""
+    """Return new ids of this kind. On SQLite no other transaction writes meanwhile."""
     if connection.dialect.name == "sqlite":
         last = connection.scalar(
             text("SELECT seq FROM sqlite_sequence WHERE name = :table"), {"table": kind.__tablename__}
@@ -358,7 +357,7 @@ def _email(first_name: str, last_name: str, taken: set[str]) -> str:
 
 
 def _record_numbers(chance: random.Random, count: int) -> Iterator[str]:
-    """Medical record numbers, new here, that look drawn: a walk by a step that shares no factor with 900 million."""
+    """Yield medical record numbers that are not taken, in steps that share no factor with 900 million."""
     with db.engine.connect() as connection:
         taken = set(connection.scalars(select(Patient.mrn)))
     place = chance.randrange(900_000_000)
@@ -372,7 +371,7 @@ def _record_numbers(chance: random.Random, count: int) -> Iterator[str]:
 
 
 def _workday(first: date, number: int) -> date:
-    """The so-manieth working day from a Monday on."""
+    """Return the nth working day after `first`, a Monday."""
     weeks, day = divmod(number, 5)
     return first + timedelta(weeks=weeks, days=day)
 
@@ -390,7 +389,7 @@ def _png(canvas: Canvas.Image) -> io.BytesIO:
 
 
 def _draw_ecg(chance: random.Random) -> io.BytesIO:
-    """Three leads on squared paper."""
+    """Draw an ECG: three leads on squared paper."""
     canvas = Canvas.new("RGB", SIZE, "#fff6f4")
     pen = ImageDraw.Draw(canvas)
     for x in range(0, SIZE[0], 12):
@@ -422,7 +421,7 @@ def _draw_ecg(chance: random.Random) -> io.BytesIO:
 
 
 def _draw_chest(chance: random.Random) -> io.BytesIO:
-    """Something like a chest film."""
+    """Draw something like a chest X-ray."""
     canvas = Canvas.new("L", SIZE, 18)
     pen = ImageDraw.Draw(canvas)
     tilt = chance.randrange(-12, 12)
@@ -442,7 +441,7 @@ def _draw_chest(chance: random.Random) -> io.BytesIO:
 
 
 def _draw_ultrasound(chance: random.Random) -> io.BytesIO:
-    """A sector of speckle with a dark cavity."""
+    """Draw something like an ultrasound: a sector of speckle with a dark cavity."""
     speckle = Canvas.frombytes("L", (120, 90), chance.randbytes(120 * 90)).resize(SIZE, Canvas.Resampling.BICUBIC)
     sector = Canvas.new("L", SIZE, 0)
     pen = ImageDraw.Draw(sector)
@@ -461,13 +460,13 @@ PICTURES: tuple[tuple[str, Callable[[random.Random], io.BytesIO]], ...] = (
 
 
 def is_empty() -> bool:
-    """Whether there are no patients yet."""
+    """Return whether there are no patients yet."""
     with db.engine.connect() as connection:
         return not connection.scalar(select(func.count()).select_from(select(Patient.id).limit(1).subquery()))
 
 
 def logins(most: int) -> Sequence[tuple[str, str]]:
-    """The email and role of the first that were made here, the administrator first; none where none was."""
+    """Return the email and role of the first `most` demonstration users, administrators first."""
     made = User.live().with_only_columns(User.email, User.role).where(User.email.like("%@hosi.example"))
     with db.engine.connect() as connection:
         rows = connection.execute(made.order_by(User.role, User.id).limit(most))

@@ -1,8 +1,8 @@
-"""Reading past the session: statements of SQLAlchemy's, compiled once, run by the driver's own cursor.
+"""Reads past the session: SQLAlchemy compiles a statement once, and the driver's own cursor executes it.
 
-A request has one connection for it, on which each statement is a transaction of its own: no BEGIN, no ROLLBACK. The
-compiler, the pool and the errors stay SQLAlchemy's; its execution costs more than what it executes (an indexed row of
-SQLite takes 5 µs, by `Connection.execute` 45).
+A request has one connection for this, on which each statement is its own transaction, without BEGIN and ROLLBACK. The
+compiler, the pool and the errors are SQLAlchemy's. A guarded read takes 390 µs of CPU so, and 770 µs by
+`Connection.execute`; a page of 100 patients 1,170 and 1,610 µs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +22,18 @@ Row = Sequence[Any]
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    sql: str
-    places: Sequence[str] | None  # the names of the values in their order; None where the driver takes them by name
-    own: Mapping[str, Any]  # values that the statement brings along
-    converters: Mapping[str, Callable[[Any], Any]]  # for those that the driver does not take as they are
+    """A compiled statement."""
 
-    def bound(self, values: Mapping[str, Any]) -> Any:
-        given = {**self.own, **values}
+    sql: str
+    positions: Sequence[str] | None  # the names of the parameters in their order; None if the driver takes names
+    constants: Mapping[str, Any]  # parameters whose values the statement holds
+    converters: Mapping[str, Callable[[Any], Any]]  # from Python values to values of the driver
+
+    def parameters(self, values: Mapping[str, Any]) -> Any:
+        parameters = {**self.constants, **values}
         for name, convert in self.converters.items():
-            given[name] = convert(given[name])
-        return given if self.places is None else [given[name] for name in self.places]
+            parameters[name] = convert(parameters[name])
+        return parameters if self.positions is None else [parameters[name] for name in self.positions]
 
 
 @lru_cache(maxsize=256)
@@ -55,15 +57,17 @@ def _connection() -> PoolProxiedConnection:
 
 
 def read(statement: ClauseElement, values: Mapping[str, Any]) -> Sequence[Row]:
-    """All rows, as the driver gives them, of a statement whose values are `bindparam`s. Keep the statement: by it the
-    compiled one is known. Raises what SQLAlchemy raises."""
+    """Return all rows of the statement, as the driver returns them. Raises what SQLAlchemy raises.
+
+    The values are `bindparam`s of the statement. Reuse one statement object: compiled SQL is cached by identity.
+    """
     dialect = db.engine.dialect
     prepared = _prepared(statement, dialect)
     connection = None
     try:
         connection = _connection()
         cursor = connection.cursor()
-        cursor.execute(prepared.sql, prepared.bound(values))
+        cursor.execute(prepared.sql, prepared.parameters(values))
         rows: Sequence[Row] = cursor.fetchall()
         cursor.close()
     except dialect.loaded_dbapi.Error as error:
@@ -74,7 +78,7 @@ def read(statement: ClauseElement, values: Mapping[str, Any]) -> Sequence[Row]:
 
 
 def stop(_: object = None) -> None:
-    """Gives the request's connection back before its end: for what needs another, or takes its time."""
+    """Return the request's connection to the pool, before work that takes long or needs another connection."""
     connection: PoolProxiedConnection | None = g.pop("reading", None)
     if connection is not None:
         driver: Any = connection.driver_connection
@@ -84,10 +88,13 @@ def stop(_: object = None) -> None:
 
 
 def streaming(batch: int) -> Connection:
-    """A connection for one long read, so many rows at a time, that outlives the request's context. To be closed."""
-    stop()  # a request that held one connection and waited for another could wait for itself
+    """Return a connection for one long read of `batch` rows at a time; the caller closes it.
+
+    It outlives the context of the request.
+    """
+    stop()  # a request that holds a connection and waits for another could wait for itself
     connection = db.engine.connect().execution_options(reading=True, yield_per=batch)
-    if connection.dialect.name == "postgresql":  # two statements shall see one state; on SQLite they do
+    if connection.dialect.name == "postgresql":  # both statements of a stream must see one state, as on SQLite
         connection.execution_options(isolation_level="REPEATABLE READ")
     return connection
 

