@@ -304,7 +304,7 @@ class Clinic:
         return ids
 
 
-# SQLite settings of a bulk insert: a cache for the whole indexes, because names come in no order, and fewer checkpoints.
+# SQLite settings of a bulk insert: a cache for the whole indexes, since names come in no order, and fewer checkpoints.
 BULKY = {"cache_size": -256 * 1024, "wal_autocheckpoint": 50_000}
 
 
