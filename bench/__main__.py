@@ -31,17 +31,17 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import bcrypt  # noqa: E402
 import psycopg2  # noqa: E402
 from flask import Flask  # noqa: E402
-from sql import counted_statements  # noqa: E402
 from werkzeug.test import EnvironBuilder  # noqa: E402
 
 from app import create_app  # noqa: E402
-from bench.fill import RARE, fill  # noqa: E402
 from bench.floor import create_floor  # noqa: E402
+from testing.fill import RARE, fill  # noqa: E402
+from testing.statements import counted_statements  # noqa: E402
 
 KEYS = {name: secret * 40 for name, secret in (("SECRET_KEY", "s"), ("JWT_SECRET_KEY", "j"), ("AUDIT_KEY", "a"))}
 ZONE = "Africa/Nairobi"

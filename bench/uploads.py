@@ -22,9 +22,9 @@ import urllib3
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from cloudinary_double import CloudinaryDouble  # noqa: E402
+from testing.cloudinary_double import CloudinaryDouble  # noqa: E402
 
 UPLOAD = 0.2  # seconds
 PASSWORD = "correct horse battery"

@@ -3,7 +3,7 @@
 The real SDK reaches it through `upload_prefix`. Its rules are from cloudinary.com/documentation, the page
 named with each. It acts on `public_id`, `type` and `overwrite`; the rest it checks the signature of. By hand:
 
-    python tests/cloudinary_double.py --port 8765 --delay 0.2
+    python testing/cloudinary_double.py --port 8765 --delay 0.2
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Clients of the application under test: by HTTP and by the `flask` command."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 import described
 from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.test import TestResponse, encode_multipart
+from werkzeug.test import EnvironBuilder, TestResponse, encode_multipart
 
 T = TypeVar("T")
 
@@ -87,3 +88,37 @@ def migrate(app: Flask, *arguments: str) -> None:
     """Runs `flask db` with these arguments; it must succeed."""
     code, output = run_cli(app, "db", *arguments)
     assert code == 0, output
+
+
+def next_of(response: TestResponse) -> str | None:
+    """The address of the next page, None on the last one."""
+    link = response.headers.get("Link")
+    if link is None:
+        return None
+    found = re.fullmatch(r'<(.+)>; rel="next"', link)
+    assert found, link
+    return found[1]
+
+
+def pages(client: Client, path: str) -> Iterator[list[dict[str, Any]]]:
+    following: str | None = path
+    while following:
+        response = client.get(following)
+        assert response.status_code == 200, response.json
+        yield response.json
+        following = next_of(response)
+
+
+def all_pages(client: Client, path: str) -> list[int]:
+    return [row["id"] for page in pages(client, path) for row in page]
+
+
+def ids(response: TestResponse) -> list[int]:
+    assert response.status_code == 200, response.json
+    return [row["id"] for row in response.json]
+
+
+def stream_of(app: Flask, client: Client, path: str = "/patients") -> Any:
+    """The answer as the WSGI server has it: to be iterated, and closed."""
+    environ = EnvironBuilder(path, headers={"Authorization": f"Bearer {client.token}"}).get_environ()
+    return app.wsgi_app(environ, lambda *_: None)

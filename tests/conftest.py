@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from client import Client, migrate
-from cloudinary_double import CloudinaryDouble
 from factories import USUAL, sign_in, sign_up
 from flask import Flask
 from sql import connections_in_use, empty_tables, run_sql
 from werkzeug.serving import make_server
 
 from app import create_app
+from testing.cloudinary_double import CloudinaryDouble
 
 ENGINES = ("sqlite", "postgresql")
 

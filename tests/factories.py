@@ -1,14 +1,23 @@
 """Makes users, patients, appointments, reports and pictures through the API."""
 
 import io
+import re
+from collections.abc import Callable
 from typing import Any
 
-from client import Client
+from client import Client, run_cli
 from flask import Flask
 from PIL import Image
+from sqlalchemy import insert
 from werkzeug.datastructures import FileStorage
+from werkzeug.test import TestResponse
 
+from models import Patient, now
+from server.database import db
+
+MakeApp = Callable[..., Flask]
 PASSWORD = "correct horse battery"
+NEW_PASSWORD = "a lantern over the ward"
 USUAL = {"FLASK_ENV": "testing", "BCRYPT_LOG_ROUNDS": 4, "RATELIMIT_ENABLED": False, "SIGNUP": "open"}
 
 
@@ -61,3 +70,31 @@ def picture(format: str = "PNG", size: tuple[int, int] = (40, 30), colour: str =
 
 def files(*contents: bytes) -> list[FileStorage]:
     return [FileStorage(io.BytesIO(content), f"scan{number}.png") for number, content in enumerate(contents, 1)]
+
+
+def many_patients(app: Flask, number: int) -> None:
+    """By one bulk insert, past the search."""
+    row = {"last_name": "Wanjiru", "phone_number": "0712", "created_at": now(), "updated_at": now(), "version": 1}
+    with app.app_context():
+        db.session.execute(
+            insert(Patient), [{**row, "mrn": f"{n:010}", "first_name": f"Bulk{n}"} for n in range(number)]
+        )
+        db.session.commit()
+
+
+def credentials(name: str, password: str = PASSWORD) -> dict[str, str]:
+    return {"email": f"{name.lower()}@clinic.test", "password": password}
+
+
+def log_in(app: Flask, name: str, password: str = PASSWORD) -> TestResponse:
+    return Client(app).post("/login", credentials(name, password))
+
+
+def token_in(text: str) -> str:
+    found = re.search(r"token=([\w-]+)", text)
+    assert found
+    return found[1]
+
+
+def reset_token(app: Flask, name: str) -> str:
+    return token_in(run_cli(app, "reset-link", f"{name}@clinic.test")[1])

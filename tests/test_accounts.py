@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 from client import Client, at_once
-from factories import PASSWORD, make_appointment, make_patient, sign_in, sign_up
+from factories import (
+    NEW_PASSWORD,
+    PASSWORD,
+    MakeApp,
+    credentials,
+    log_in,
+    make_appointment,
+    make_patient,
+    reset_token,
+    sign_in,
+    sign_up,
+)
 from flask import Flask
 from sql import held_up, snapshot, sql
 from sqlalchemy import func, select, update
@@ -22,9 +33,6 @@ from zxcvbn.frequency_lists import FREQUENCY_LISTS
 from models import LoginSession, PasswordReset, User
 from server.database import now
 
-MakeApp = Callable[..., Flask]
-NEW_PASSWORD = "a lantern over the ward"
-
 
 def application(role: str = "doctor", **fields: Any) -> dict[str, Any]:
     """What somebody sends to sign up."""
@@ -32,26 +40,8 @@ def application(role: str = "doctor", **fields: Any) -> dict[str, Any]:
     return {**name, "password": PASSWORD, "role": role, **fields}
 
 
-def credentials(name: str, password: str = PASSWORD) -> dict[str, str]:
-    return {"email": f"{name.lower()}@clinic.test", "password": password}
-
-
-def log_in(app: Flask, name: str, password: str = PASSWORD) -> TestResponse:
-    return Client(app).post("/login", credentials(name, password))
-
-
 def stored_hash(app: Flask, name: str) -> str:
     return str(sql(app, select(User.password).where(User.email == f"{name.lower()}@clinic.test"))[0][0])
-
-
-def token_in(text: str) -> str:
-    found = re.search(r"token=([\w-]+)", text)
-    assert found
-    return found[1]
-
-
-def reset_token(app: Flask, name: str) -> str:
-    return token_in(app.test_cli_runner().invoke(args=["reset-link", f"{name}@clinic.test"]).output)
 
 
 def production(make_app: MakeApp, **settings: Any) -> Flask:

@@ -7,7 +7,9 @@ import pytest
 from client import Client, assert_refused
 from factories import make_appointment, make_patient, sign_up
 from flask import Flask
-from sql import counted_statements, snapshot
+from sql import snapshot
+
+from testing.statements import counted_statements
 
 
 def test_an_appointment_is_booked_read_moved_and_archived(doctor: Client) -> None:

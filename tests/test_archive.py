@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from client import Client, assert_refused, at_once, run_cli
-from cloudinary_double import CloudinaryDouble
 from factories import files, make_appointment, make_patient, make_report, picture
 from flask import Flask
 from sql import as_stored, sql, stored_files
@@ -19,6 +18,7 @@ from sql import as_stored, sql, stored_files
 from clinic.archive import erasable, erase
 from models import Patient
 from server.database import db, in_transaction
+from testing.cloudinary_double import CloudinaryDouble
 
 KINDS = ("user", "patient", "appointment", "reports")
 

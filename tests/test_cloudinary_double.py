@@ -19,8 +19,9 @@ import cloudinary.uploader
 import cloudinary.utils
 import pytest
 from cloudinary.exceptions import AuthorizationRequired, BadRequest, Error, GeneralError
-from cloudinary_double import CloudinaryDouble
 from PIL import Image
+
+from testing.cloudinary_double import CloudinaryDouble
 
 
 @pytest.fixture
@@ -350,7 +351,7 @@ def test_a_client_that_leaves_half_way_makes_no_call_and_no_noise(double, capfd)
 
 
 def test_it_runs_from_the_shell_and_prints_the_settings(monkeypatch):
-    script = Path(__file__).with_name("cloudinary_double.py")
+    script = Path(__file__).parent.parent / "testing" / "cloudinary_double.py"
     command = [sys.executable, str(script), "--port", "0", "--delay", "0.2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
         try:

@@ -3,49 +3,19 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg2
 import pytest
-from client import Client, assert_refused
-from factories import make_appointment, make_patient, make_report, picture, sign_in, sign_up
+from client import Client, all_pages, assert_refused, ids, next_of, pages, stream_of
+from factories import MakeApp, make_appointment, make_patient, make_report, many_patients, picture, sign_in, sign_up
 from flask import Flask
-from sql import connections_in_use, counted_statements, sql
-from sqlalchemy import insert
-from werkzeug.test import EnvironBuilder, TestResponse
+from sql import connections_in_use, sql
 
-MakeApp = Callable[..., Flask]
+from testing.statements import counted_statements
+
 TOO_MANY = "x" * 10_000
-
-
-def next_of(response: TestResponse) -> str | None:
-    """The address of the next page, None on the last one."""
-    link = response.headers.get("Link")
-    if link is None:
-        return None
-    found = re.fullmatch(r'<(.+)>; rel="next"', link)
-    assert found, link
-    return found[1]
-
-
-def pages(client: Client, path: str) -> Iterator[list[dict[str, Any]]]:
-    following: str | None = path
-    while following:
-        response = client.get(following)
-        assert response.status_code == 200, response.json
-        yield response.json
-        following = next_of(response)
-
-
-def all_pages(client: Client, path: str) -> list[int]:
-    return [row["id"] for page in pages(client, path) for row in page]
-
-
-def ids(response: TestResponse) -> list[int]:
-    assert response.status_code == 200, response.json
-    return [row["id"] for row in response.json]
 
 
 def found(client: Client, q: str, path: str = "/patients") -> list[str]:
@@ -444,19 +414,6 @@ def test_an_empty_search_is_none(doctor: Client) -> None:
     assert found(doctor, "") == found(doctor, "  ") == ["Amina"]
 
 
-def many_patients(app: Flask, number: int) -> None:
-    """By one bulk insert, past the search."""
-    from models import Patient
-    from server.database import db, now
-
-    row = {"last_name": "Wanjiru", "phone_number": "0712", "created_at": now(), "updated_at": now(), "version": 1}
-    with app.app_context():
-        db.session.execute(
-            insert(Patient), [{**row, "mrn": f"{n:010}", "first_name": f"Bulk{n}"} for n in range(number)]
-        )
-        db.session.commit()
-
-
 @pytest.mark.parametrize(
     "q", ["0712 345 678 ext 12", "0712-345678 x12", "amina 0712 345 678", "(0712) 345 wanjiru", "345 678 ami"]
 )
@@ -559,12 +516,6 @@ def test_a_cursor_is_good_for_its_own_collection_order_and_filters_alone(app: Fl
 
 
 # --- Connections ---
-
-
-def stream_of(app: Flask, client: Client, path: str = "/patients") -> Any:
-    """The answer as the WSGI server has it: to be iterated, and closed."""
-    environ = EnvironBuilder(path, headers={"Authorization": f"Bearer {client.token}"}).get_environ()
-    return app.wsgi_app(environ, lambda *_: None)
 
 
 def test_a_client_that_hangs_up_in_the_middle_leaves_no_connection_behind(app: Flask, doctor: Client) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from client import Client
+from client import Client, next_of
 from factories import make_patient, sign_in, sign_up
 from flask import Flask
-from sql import counted_statements, empty_tables, sql
+from sql import empty_tables, sql
 from sqlalchemy import insert
-from test_collections import next_of
 
-from bench.fill import RARE, fill
 from models import AuditEntry
+from testing.fill import RARE, fill
+from testing.statements import counted_statements
 
 ROWS = 20_000
 LIMIT = 20

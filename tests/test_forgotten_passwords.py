@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from client import Client, at_once
-from factories import PASSWORD, sign_in, sign_up
+from factories import NEW_PASSWORD, PASSWORD, MakeApp, log_in, reset_token, sign_in, sign_up, token_in
 from flask import Flask
 from smtp_double import SMTPDouble
 from sql import snapshot, sql
 from sqlalchemy import select, update
-from test_accounts import NEW_PASSWORD, MakeApp, log_in, reset_token, token_in
 from werkzeug.test import TestResponse
 
 from models import PasswordReset

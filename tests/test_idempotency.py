@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from client import Client, assert_refused, at_once, run_cli
-from cloudinary_double import CloudinaryDouble
 from factories import files, make_appointment, make_patient, picture
 from flask import Flask
 from sql import as_stored, sql, stored_files
 from werkzeug.test import TestResponse
+
+from testing.cloudinary_double import CloudinaryDouble
 
 KEY = {"Idempotency-Key": "3f1c7f0e-1d7e-4f57-9b8a-0d7a4c1c2b11"}
 AMINA = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712345678"}

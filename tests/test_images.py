@@ -18,7 +18,6 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 from client import Client, assert_refused, form, run_cli
-from cloudinary_double import CloudinaryDouble, How
 from factories import files, make_patient, make_report, picture
 from flask import Flask
 from PIL import ExifTags, Image, PngImagePlugin
@@ -29,6 +28,7 @@ from werkzeug.datastructures import FileStorage
 
 from clinic import images as media
 from server import pictures
+from testing.cloudinary_double import CloudinaryDouble, How
 
 
 @pytest.fixture

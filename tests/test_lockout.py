@@ -2,14 +2,14 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
 from client import Client, at_once
-from factories import PASSWORD, sign_up
+from factories import PASSWORD, MakeApp, sign_up
 from flask import Flask
 from sql import snapshot, sql
 from sqlalchemy import func, select, update
@@ -19,7 +19,6 @@ from models import AuditEntry, LoginSession, SignInTries
 from server.database import now
 from server.limits import limiter
 
-MakeApp = Callable[..., Flask]
 HOME, CLINIC = "198.51.100.7", "203.0.113.9"
 ATTACKERS = [f"192.0.2.{number}" for number in range(1, 200)]
 

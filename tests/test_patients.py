@@ -7,7 +7,9 @@ import pytest
 from client import Client, assert_refused
 from factories import make_appointment, make_patient, make_report
 from flask import Flask
-from sql import counted_statements, snapshot
+from sql import snapshot
+
+from testing.statements import counted_statements
 
 
 def test_a_patient_is_created_read_changed_and_archived(admin: Client, doctor: Client) -> None:

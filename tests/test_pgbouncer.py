@@ -5,19 +5,17 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
-from client import Client, assert_refused, at_once
-from factories import make_appointment, make_patient, make_report, sign_in, sign_up
+from client import Client, all_pages, assert_refused, at_once, stream_of
+from factories import MakeApp, make_appointment, make_patient, make_report, many_patients, sign_in, sign_up
 from flask import Flask
 from sql import connections_in_use
-from test_collections import all_pages, many_patients, stream_of
 
-MakeApp = Callable[..., Flask]
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 pytestmark = [

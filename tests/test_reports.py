@@ -5,7 +5,9 @@ from collections.abc import Callable
 from client import Client, assert_refused
 from factories import files, make_patient, make_report, picture
 from flask import Flask
-from sql import counted_statements, snapshot
+from sql import snapshot
+
+from testing.statements import counted_statements
 
 
 def test_a_report_is_filed_read_changed_and_archived(doctor: Client) -> None:

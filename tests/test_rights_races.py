@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from client import Client, form
-from cloudinary_double import CloudinaryDouble
 from factories import PASSWORD, files, make_patient, make_report, picture, sign_in, sign_up
 from flask import Flask
 from sql import snapshot
+
+from testing.cloudinary_double import CloudinaryDouble
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import base64
 import hmac
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -12,17 +11,15 @@ from typing import Any
 import jwt
 import pytest
 from client import Client, at_once
-from factories import PASSWORD, sign_in, sign_up
+from factories import NEW_PASSWORD, PASSWORD, sign_in, sign_up
 from flask import Flask
-from sql import counted_statements, held_up, snapshot, sql
+from sql import held_up, snapshot, sql
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
 from models import LoginSession, User
 from server.database import now
-
-MakeApp = Callable[..., Flask]
-NEW_PASSWORD = "a lantern over the ward"
+from testing.statements import counted_statements
 
 
 def log_in(app: Flask, name: str = "Nia", **kwargs: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from client import Client
-from cloudinary_double import CloudinaryDouble
 from factories import PASSWORD, files, make_patient, make_report, picture, sign_up
 from flask import Flask, g
 from sql import run_sql
@@ -16,6 +15,7 @@ from clinic.images import uploaded
 from clinic.sessions import Caller
 from models import Patient
 from server.database import db, outside_transaction
+from testing.cloudinary_double import CloudinaryDouble
 
 LOSES_TWICE = """
 CREATE SEQUENCE tries;

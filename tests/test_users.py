@@ -4,7 +4,9 @@ import pytest
 from client import Client, assert_refused
 from factories import PASSWORD, make_appointment, make_patient, make_report, sign_in, sign_up
 from flask import Flask
-from sql import counted_statements, snapshot
+from sql import snapshot
+
+from testing.statements import counted_statements
 
 NEEMA = {"first_name": "Neema", "last_name": "Otieno", "email": "neema@clinic.test", "password": PASSWORD}
 
