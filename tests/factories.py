@@ -12,8 +12,8 @@ from sqlalchemy import insert
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
-from models import Patient, now
-from server.database import db
+from models import Patient
+from server.database import db, now
 
 MakeApp = Callable[..., Flask]
 PASSWORD = "correct horse battery"
