@@ -98,11 +98,15 @@ def _clean(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int, int]:
 
 def _decode(file: IO[bytes], format: str, frames: int) -> None:
     """Decode every frame, only to see that it can be done."""
-    with _decoding, refuse_any_failure(), Image.open(file, formats=[format]) as image:
-        image.draft(None, (1, 1))  # JPEG only: reads all data, but makes an eighth of its width and height
-        for frame in range(frames):
-            image.seek(frame)
-            image.load()
+    file.seek(0)
+    with _decoding, refuse_any_failure():
+        if format == "jpeg":
+            jpeg.decode(file)
+            return
+        with Image.open(file, formats=[format]) as image:
+            for frame in range(frames):
+                image.seek(frame)
+                image.load()
 
 
 def _convert(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int]:

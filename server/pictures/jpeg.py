@@ -1,11 +1,12 @@
-"""JPEG: keeps the data for decoding, the orientation and the colour profile.
+"""JPEG: keeps the data for decoding, the orientation and the colour profile; refuses what is incomplete.
 
 ITU-T T.81 (annex B) defines the segments, T.871 JFIF, ICC.1 (B.4) the profile.
 """
 
+import os
 import re
 import struct
-from typing import Final
+from typing import IO, Final
 
 from server.pictures.exif import EXIF_HEADER, read_orientation, upright_size, write_exif
 from server.pictures.icc import real_profile
@@ -27,6 +28,7 @@ COM: Final = 0xFE  # comment
 _FRAME_HEADERS = frozenset((SOF0, SOF1, SOF2))
 _KEPT = _FRAME_HEADERS | {DHT, SOS, DQT, DNL, DRI}
 _JFIF = b"JFIF\0"
+_JFIF_VERSION = b"\1"  # libjpeg warns at any other
 _JFIF_SIZE = 14
 _THUMBNAIL_AT = 12  # in JFIF: its width and height, then its pixels
 _ADOBE = b"Adobe"
@@ -34,6 +36,14 @@ _ADOBE_SIZE = 12  # T.872, 6.5.3: name, version, two flags, colour transform
 _ICC = b"ICC_PROFILE\0"
 _ICC_CHUNK_AT = len(_ICC) + 2  # behind the number of the chunk and the count of chunks
 _ICC_CHUNK_SIZE = 65_533 - _ICC_CHUNK_AT
+
+_BLOCK = 64  # coefficients
+_NOT_SENT = 0xFF  # more than any bit position in a scan header
+_SEQUENTIAL = bytes((0, _BLOCK - 1, 0))  # what a scan header says in a sequential JPEG: all coefficients, all bits
+
+_PADDING = re.compile(rf"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x{EOI:02x}")
+_MAX_PADDING = 16  # bytes; some cameras fill the last words
+_FILLER = re.compile(rb"\0+|(?:\xff\0)+")  # zeros, or ones, of which each FF is stuffed
 
 _MAX_SCANS = 100  # each scan is a pass over the whole picture; encoders write about ten
 
@@ -49,6 +59,58 @@ def clean(source: bytes) -> CleanedPicture:
     return _JpegCleaner(source).clean()
 
 
+def decode(file: IO[bytes]) -> None:
+    """Decode a cleaned JPEG, only to see that it is complete; cut padding before EOI."""
+    content = file.read()
+    if padding := count_padding(content):
+        file.truncate(len(content) - 2 - padding)
+        file.seek(0, os.SEEK_END)
+        file.write(bytes((0xFF, EOI)))
+
+
+def count_padding(content: bytes) -> int:
+    """Return how many bytes of padding precede EOI in a cleaned JPEG.
+
+    Decodes the JPEG, and refuses missing, surplus or wrong data. libjpeg only warns at these, and Pillow hides the
+    warnings: it would show grey.
+    """
+    try:
+        _decode_strictly(content)
+    except ValueError as error:
+        found = _PADDING.search(str(error))
+        padding = int(found[1]) if found else 0
+        if not 0 < padding <= _MAX_PADDING or not _FILLER.fullmatch(
+            content, len(content) - 2 - padding, len(content) - 2
+        ):
+            raise
+        _decode_strictly(content[: -2 - padding] + content[-2:])
+        return padding
+    return 0
+
+
+def _decode_strictly(content: bytes) -> None:
+    """Decode an eighth of width and height: reads all data, makes few pixels. Raises ValueError at any warning."""
+    import simplejpeg  # loads numpy, 0.15 s and 14 MB: not before the first JPEG
+
+    colours = "CMYK" if _count_components(content) == 4 else "GRAY"
+    try:
+        simplejpeg.decode_jpeg(content, colours, min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:
+        if "subsampling" in str(error):  # such as 4:1:0, which TurboJPEG does not know
+            raise UnfitPicture(RARE_KIND.format("JPEG")) from error
+        raise
+
+
+def _count_components(content: bytes) -> int:
+    """Return the number of components in the frame header of a cleaned JPEG."""
+    position = 2
+    while (marker := content[position + 1]) not in _FRAME_HEADERS:
+        if marker == SOS:
+            raise UnfitPicture(DAMAGED)
+        position += 2 + int.from_bytes(content[position + 2 : position + 4])
+    return content[position + 9]
+
+
 class _JpegCleaner:
     def __init__(self, source: bytes) -> None:
         self._reader = PartReader(source)
@@ -57,21 +119,18 @@ class _JpegCleaner:
         self._exif = b""
         self._adobe = b""
         self._icc_chunks: list[bytes] = []
-        self._sizes: list[tuple[int, int]] = []
+        self._frame: _Frame | None = None
         self._scans = 0
 
     def clean(self) -> CleanedPicture:
-        start = self._reader.position
         while (marker := self._read_marker()) != EOI:
             payload = self._reader.read(self._reader.read_number(">H") - 2)
             if APP0 <= marker <= APP15 or marker == COM:
                 self._read_application(marker, payload)
             elif marker in _KEPT:
-                self._read_segment(marker, payload)
-                self._cleaned += self._reader.since(start)
+                self._cleaned += self._read_segment(marker, payload)
             else:  # lossless, hierarchical and arithmetic coding, which browsers do not show
                 raise UnfitPicture(RARE_KIND.format("JPEG") if SOF0 <= marker <= SOF15 else DAMAGED)
-            start = self._reader.position
         return self._finish()
 
     def _read_marker(self) -> int:
@@ -84,7 +143,8 @@ class _JpegCleaner:
     def _read_application(self, marker: int, payload: bytes) -> None:
         """Note what `_finish` writes anew. Decoders read no Adobe and ICC segments behind the first scan."""
         if marker == APP0 and payload.startswith(_JFIF):
-            self._jfif = payload[:_THUMBNAIL_AT].ljust(_JFIF_SIZE, b"\0")
+            behind_version = len(_JFIF) + 1
+            self._jfif = (_JFIF + _JFIF_VERSION + payload[behind_version:_THUMBNAIL_AT]).ljust(_JFIF_SIZE, b"\0")
         elif marker == APP1 and payload.startswith(EXIF_HEADER):
             self._exif = self._exif or payload
         elif marker == APP14 and payload.startswith(_ADOBE) and len(payload) >= _ADOBE_SIZE and not self._scans:
@@ -92,29 +152,64 @@ class _JpegCleaner:
         elif marker == APP2 and payload.startswith(_ICC) and not self._scans:
             self._icc_chunks.append(payload)
 
-    def _read_segment(self, marker: int, payload: bytes) -> None:
-        """Note the size in a frame header; move to the end of a scan."""
+    def _read_segment(self, marker: int, payload: bytes) -> bytes:
+        """Return the segment as we keep it, with the entropy-coded data of a scan."""
         if marker in _FRAME_HEADERS:
-            height, width = struct.unpack_from(">HH", payload, 1)
-            self._sizes.append((width, height))
+            if self._frame:
+                raise UnfitPicture(DAMAGED)
+            self._frame = _Frame(payload, progressive=marker == SOF2)
         if marker == DNL and len(payload) != 2:
             raise UnfitPicture(DAMAGED)  # decoders ignore the segment, whatever text is in it
-        if marker == SOS:
-            self._scans += 1
-            end = _END_OF_SCAN.search(self._reader.source, self._reader.position)
-            if not end or self._scans > _MAX_SCANS:
-                raise UnfitPicture(DAMAGED)
-            self._reader.position = end.start()
+        if marker != SOS:
+            return _segment(marker, payload)
+        self._scans += 1
+        start = self._reader.position
+        end = _END_OF_SCAN.search(self._reader.source, start)
+        if not end or not self._frame or self._scans > _MAX_SCANS:
+            raise UnfitPicture(DAMAGED)
+        self._reader.position = end.start()
+        return _segment(SOS, self._frame.read_scan(payload)) + self._reader.since(start)
 
     def _finish(self) -> CleanedPicture:
-        [(width, height)] = self._sizes
+        if not self._frame or not self._frame.is_complete():
+            raise UnfitPicture(DAMAGED)
         orientation = read_orientation(self._exif)
         exif = write_exif(orientation)
         applications = [(APP0, self._jfif), (APP1, exif and EXIF_HEADER + exif), (APP14, self._adobe)]
         applications += [(APP2, chunk) for chunk in _icc_chunks(_join_icc(self._icc_chunks))]
         self._cleaned[2:2] = b"".join(_segment(marker, payload) for marker, payload in applications if payload)
         self._cleaned += bytes((0xFF, EOI))
-        return CleanedPicture(self._cleaned, *upright_size(width, height, orientation), frames=1)
+        width, height = upright_size(self._frame.width, self._frame.height, orientation)
+        return CleanedPicture(self._cleaned, width, height, frames=1)
+
+
+class _Frame:
+    """A frame header, and what its scans have brought so far (T.81, B.2.2 and G.1.1.1).
+
+    A progressive JPEG that is cut between two scans is well-formed, but lacks bits or coefficients.
+    """
+
+    def __init__(self, header: bytes, *, progressive: bool) -> None:
+        self.height, self.width, components = struct.unpack_from(">HHB", header, 1)
+        self._progressive = progressive
+        self._identifiers = header[6 : 6 + 3 * components : 3]
+        # The position of the lowest bit sent, by component and coefficient.
+        self._lowest_bits = [[_NOT_SENT] * _BLOCK for _ in range(components)]
+
+    def read_scan(self, header: bytes) -> bytes:
+        """Note what a scan brings; return its header as we keep it."""
+        selectors = header[1 : 1 + 2 * header[0] : 2]
+        first, last, bits = header[-3:] if self._progressive else _SEQUENTIAL
+        components: set[int] = set()
+        for selector in selectors:  # encoders exist that give several components the same identifier
+            same = {index for index, identifier in enumerate(self._identifiers) if identifier == selector}
+            components.add(min(same - components))
+        for component in components:
+            self._lowest_bits[component][first : last + 1] = [bits & 0x0F] * (last + 1 - first)
+        return header[:-3] + bytes((first, last, bits))  # decoders ignore wrong values in a sequential JPEG
+
+    def is_complete(self) -> bool:
+        return all(lowest_bits == [0] * _BLOCK for lowest_bits in self._lowest_bits)
 
 
 def _join_icc(chunks: list[bytes]) -> bytes:

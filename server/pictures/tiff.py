@@ -2,26 +2,36 @@
 
 import io
 import struct
+from collections.abc import Iterator
 
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from server.pictures.refusals import DAMAGED, LOSSY_AS_PNG, SEVERAL_PAGES, UnfitPicture, refuse_bomb
+from server.pictures import jpeg
+from server.pictures.refusals import DAMAGED, LOSSY_AS_PNG, RARE_KIND, SEVERAL_PAGES, UnfitPicture, refuse_bomb
 
 # Tags: TIFF 6.0, section 8 and following.
 NEW_SUBFILE_TYPE = 254
 BITS_PER_SAMPLE = 258
+COMPRESSION = 259
 PHOTOMETRIC = 262
+STRIP_OFFSETS = 273
+ROWS_PER_STRIP = 278
+STRIP_BYTE_COUNTS = 279
 PLANAR_CONFIGURATION = 284
 COLOR_MAP = 320
 TILE_WIDTH = 322
 TILE_LENGTH = 323
+TILE_OFFSETS = 324
+TILE_BYTE_COUNTS = 325
 SUB_IFDS = 330
 EXTRA_SAMPLES = 338
 SAMPLE_FORMAT = 339
+JPEG_TABLES = 347
 
 # Values of the tags.
 REDUCED_RESOLUTION = 1  # of NEW_SUBFILE_TYPE, a bit
+OLD_JPEG, JPEG = 6, 7  # of COMPRESSION
 BLACK_IS_ZERO = 1  # of PHOTOMETRIC
 YCBCR = 6  # of PHOTOMETRIC
 SEPARATE_PLANES = 2  # of PLANAR_CONFIGURATION
@@ -30,6 +40,8 @@ UNSIGNED = 1  # of SAMPLE_FORMAT
 
 _BYTE_TYPES = (1, 2, 7)  # BYTE, ASCII, UNDEFINED
 _MAX_VALUES = 100_000  # in one tag: Pillow makes several objects of each strip's offset
+_MAX_JPEG_PARTS = 10_000  # strips or tiles: each takes some 0.1 ms
+_MAX_JPEG_TABLES = 4_096  # bytes; all tables that a JPEG can use take 1,700
 _LOSSLESS_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
@@ -41,6 +53,7 @@ def decode(source: bytes) -> tuple[Image.Image, bytes]:
     refuse_bomb(*image.size)
     _refuse_loss(image)
     profile = image.info.get("icc_profile")
+    _refuse_incomplete_jpeg(image, source)
     image.load()  # turns the picture upright, too
     return image, profile if isinstance(profile, bytes) else b""
 
@@ -84,3 +97,37 @@ def _refuse_missing_strips(image: TiffImageFile, channels: int) -> None:
     covered = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in image.tile if box)
     if covered < image.width * image.height * planes:
         raise UnfitPicture(DAMAGED)
+
+
+def _refuse_incomplete_jpeg(image: TiffImageFile, source: bytes) -> None:
+    """Refuse strips and tiles in JPEG that lack data: libtiff would fill them with grey.
+
+    Old JPEG (TIFF 6.0, section 22) is refused. It was replaced in 1995: its strips are no JPEG files.
+    """
+    compression = image.tag_v2.get(COMPRESSION)
+    if compression == OLD_JPEG:
+        raise UnfitPicture(RARE_KIND.format("TIFF"))
+    if compression == JPEG:
+        for part in _jpeg_parts(image, source):
+            jpeg.count_padding(part)
+
+
+def _jpeg_parts(image: TiffImageFile, source: bytes) -> Iterator[bytes]:
+    """Yield the strips or tiles as complete JPEG files (TIFF Technical Note 2)."""
+    tags = image.tag_v2
+    tiled = TILE_OFFSETS in tags
+    width = tags[TILE_WIDTH] if tiled else image.width
+    height = tags[TILE_LENGTH] if tiled else min(tags.get(ROWS_PER_STRIP, image.height), image.height)
+    offsets = tags[TILE_OFFSETS if tiled else STRIP_OFFSETS]
+    sizes = tags[TILE_BYTE_COUNTS if tiled else STRIP_BYTE_COUNTS]
+    tables = tags.get(JPEG_TABLES, b"")[2:-2]  # without SOI and EOI
+    if len(offsets) > _MAX_JPEG_PARTS or sum(sizes) > len(source) or len(tables) > _MAX_JPEG_TABLES:
+        raise UnfitPicture(DAMAGED)
+    last_height = height if tiled else image.height % height or height
+    for number, (offset, size) in enumerate(zip(offsets, sizes, strict=True), 1):
+        part = jpeg.clean(source[offset : offset + size])
+        least = last_height if number % -(-image.height // height) == 0 else height
+        if part.width != width or not least <= part.height <= height:
+            raise UnfitPicture(DAMAGED)
+        part.content[2:2] = tables
+        yield bytes(part.content)
