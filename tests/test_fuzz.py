@@ -19,6 +19,10 @@ from flask import Flask
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))  # in all; 0: what the suite has time for
 ENGINES, RUNS = 2, 3
 SECONDS = int(MINUTES * 60 / ENGINES / RUNS) or 14  # for one run
+pytestmark = [
+    pytest.mark.slow,
+    *([] if MINUTES else [pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]),
+]
 OWN_LOGIN = ("logout", "change_my_password", "update_user", "delete_user", "end_my_session")  # may end the run's login
 
 
@@ -54,10 +58,8 @@ def but(*names: str) -> list[str]:
 
 
 @pytest.fixture
-def clinic(app: Flask, database_url: str, admin: Client, doctor: Client) -> Iterator[Flask]:
+def clinic(app: Flask, admin: Client, doctor: Client) -> Iterator[Flask]:
     """Something of each kind, and tokens that last."""
-    if database_url.startswith("postgresql") and not MINUTES:
-        pytest.skip("fuzzed on PostgreSQL by `make fuzz`")
     patient = make_patient(admin)["id"]
     for client in (admin, doctor):
         make_appointment(client, patient, f"2030-03-0{client.user['id']}T10:00")

@@ -2,6 +2,9 @@
 
 import os
 import secrets
+import shutil
+import subprocess
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -434,29 +437,42 @@ def test_an_address_is_counted_once_however_it_is_written(app: Flask, addresses:
 # --- Requests per address ---
 
 
-def redis_url() -> str:
-    """The Redis of the machine's own; skips where none answers."""
-    url = os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379"
-    try:
-        with redis.Redis.from_url(url, socket_connect_timeout=1) as connection:
-            connection.ping()
-    except redis.RedisError as error:
-        pytest.skip(f"no Redis answers at {url}: {error}")
-    return url
+REDIS = shutil.which("redis-server")
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Redis at REDIS_URL, else one that is started here."""
+    given = os.environ.get("REDIS_URL", "")
+    if given:
+        yield given
+        return
+    if REDIS is None:
+        pytest.skip("Redis is not installed (Debian: apt-get install redis-server), and REDIS_URL is not set")
+    socket_file = tmp_path_factory.mktemp("redis") / "redis.sock"
+    command = [REDIS, "--port", "0", "--unixsocket", str(socket_file), "--save", ""]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        until = time.monotonic() + 20
+        while not socket_file.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield f"redis+unix://{socket_file}"
+        server.terminate()
 
 
 @pytest.fixture(params=["memory", "redis"])
 def limited(request: pytest.FixtureRequest, app: Flask, make_app: MakeApp) -> Iterator[Flask]:
     """The application with requests per address limited, counted in memory or in a real Redis."""
-    uri = "memory://" if request.param == "memory" else redis_url()
+    uri = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
     prefix = f"hosi-test-{secrets.token_hex(8)}"
     limiter._key_prefix = ""  # the extension remembers the first application's
     yield make_app(RATELIMIT_ENABLED=True, RATELIMIT_STORAGE_URI=uri, RATELIMIT_KEY_PREFIX=prefix)
     limiter.enabled = False
     if request.param == "redis":
-        with redis.Redis.from_url(uri) as connection:
-            for key in connection.scan_iter(f"*{prefix}*"):
-                connection.delete(key)
+        with redis.Redis.from_url(uri.removeprefix("redis+")) as connection:
+            counted = list(connection.scan_iter(f"*{prefix}*"))
+            assert counted, "no request was counted in Redis"
+            connection.delete(*counted)
         limiter.storage.storage.close()  # type: ignore[attr-defined]
 
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg2
 import pytest
@@ -19,7 +19,7 @@ from sql import connections_in_use
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 pytestmark = [
-    pytest.mark.skipif(PGBOUNCER is None, reason="no pgbouncer here"),
+    pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed (Debian: apt-get install pgbouncer)"),
     pytest.mark.parametrize("database_url", ["postgresql"], indirect=True),
 ]
 
@@ -29,8 +29,7 @@ def pooled(app: Flask, tmp_path: Path) -> Iterator[str]:
     """The tests' database, by way of PgBouncer."""
     assert PGBOUNCER
     url = urlsplit(app.config["DATABASE_URL"])
-    if not url.hostname:
-        pytest.skip("this PostgreSQL is reached by a socket alone")
+    [host] = parse_qs(url.query).get("host", [url.hostname])  # a folder, where PostgreSQL listens on a socket alone
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,7 +37,7 @@ def pooled(app: Flask, tmp_path: Path) -> Iterator[str]:
     settings = tmp_path / "pgbouncer.ini"
     settings.write_text(
         f"""[databases]
-* = host={url.hostname} port={url.port or 5432} user={url.username}{password}
+* = host={host} port={url.port or 5432} user={url.username}{password}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -48,7 +47,8 @@ pool_mode = transaction
 default_pool_size = 3
 """
     )
-    user = ["-u", "nobody"] if os.getuid() == 0 else []  # it refuses to be root
+    someone = Path(host).owner() if host.startswith("/") else "nobody"  # the folder may be open to its owner alone
+    user = ["-u", someone] if os.getuid() == 0 else []  # it refuses to be root
     process = subprocess.Popen([PGBOUNCER, "-q", *user, str(settings)], stderr=subprocess.DEVNULL)
     try:
         for _ in range(100):

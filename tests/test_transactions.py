@@ -29,16 +29,19 @@ CREATE TRIGGER lose_twice BEFORE INSERT OR UPDATE ON reports FOR EACH ROW EXECUT
 FORGET = "DROP TRIGGER lose_twice ON reports; DROP FUNCTION lose_twice; DROP SEQUENCE tries;"
 
 
+# SQLite has one writer: its transactions lose no race.
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
 @pytest.fixture
 def races_to_lose(app: Flask, database_url: str) -> Iterator[None]:
     """The next two times that a report is written, PostgreSQL says that the transaction lost a race."""
-    if not database_url.startswith("postgresql"):
-        pytest.skip("SQLite has one writer: a transaction loses no race")
     run_sql(database_url, LOSES_TWICE)
     yield
     run_sql(database_url, FORGET)
 
 
+@on_postgresql
 @pytest.mark.usefixtures("races_to_lose")
 def test_a_transaction_is_tried_again_and_its_images_are_sent_once(
     cloud_app: Flask, cloud: CloudinaryDouble, doctor: Client
@@ -48,6 +51,7 @@ def test_a_transaction_is_tried_again_and_its_images_are_sent_once(
     assert len(report["images"]) == len(uploads(cloud)) == 2
 
 
+@on_postgresql
 def test_a_change_is_tried_again_and_its_images_are_sent_once(
     cloud_app: Flask, cloud: CloudinaryDouble, doctor: Client, request: pytest.FixtureRequest
 ) -> None:
