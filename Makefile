@@ -29,9 +29,10 @@ run: $(VENV)/.run .env  ## set everything up and serve at http://127.0.0.1:5000
 	$(BIN)/flask db upgrade
 	$(BIN)/gunicorn
 
-test: $(VENV)/.dev  ## set everything up and run the whole suite, on SQLite and PostgreSQL
+WORKERS ?= 3
+test: $(VENV)/.dev  ## set everything up and run the whole suite, on SQLite and PostgreSQL (less: make test ARGS='-m "not slow"')
 	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory newman; fi
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
