@@ -8,15 +8,17 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
 from flask import Config
+from psycopg2 import ProgrammingError
+from psycopg2.extensions import make_dsn
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -26,6 +28,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 ROOT = Path(__file__).resolve().parent
 SECRETS = ("SECRET_KEY", "JWT_SECRET_KEY", "AUDIT_KEY")
@@ -132,11 +136,11 @@ class Settings(BaseModel):
     @field_validator("DATABASE_URL")
     @classmethod
     def _names_the_driver(cls, url: str) -> str:
-        """`postgres://` and `postgresql://` mean psycopg2, whatever SQLAlchemy's default is."""
+        """`postgres://` and `postgresql://` mean psycopg2; SQLAlchemy 2.1 reads the latter as psycopg 3."""
         scheme, separator, rest = url.partition("://")
         if url and (not separator or scheme not in ("sqlite", "postgres", "postgresql", "postgresql+psycopg2")):
             raise ValueError("must begin with postgresql:// or sqlite://")
-        return url if scheme in ("", "sqlite") else f"postgresql+psycopg2{separator}{rest}"
+        return url if scheme in ("", "sqlite") else postgresql_url(rest)
 
     @field_validator("RATELIMIT_STORAGE_URI")
     @classmethod
@@ -255,18 +259,91 @@ def _flask_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
+# Seconds until we give up a PostgreSQL host that vanished without a reset. A request waits this long for its open
+# connection or for a new one, whatever the number of hosts, after at most as long for a place in the pool.
+GIVE_UP = 10
+LIMITS = {
+    "tcp_user_timeout": GIVE_UP * 1000,  # milliseconds
+    "keepalives_idle": 5,  # seconds
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
+
+
 def _engine_options(url: str, threads: int) -> dict[str, Any]:
-    """A connection for each thread of the worker, and as many again: for a moment a request may hold two."""
-    options: dict[str, Any] = {"hide_parameters": True}  # an error in the log tells nothing about a patient
+    """Return the arguments of `create_engine`. A thread may hold two connections for a moment."""
+    options: dict[str, Any] = {"hide_parameters": True}  # the log shows no value of a patient
     if url in ("sqlite://", "sqlite:///:memory:"):
         return options
-    options |= {"pool_size": threads, "max_overflow": threads, "pool_timeout": 10, "pool_recycle": 1800}
+    options |= {"pool_size": threads, "max_overflow": threads, "pool_timeout": GIVE_UP, "pool_recycle": 1800}
     if url.startswith("postgresql"):
-        # a server that is gone without a goodbye is noticed within a minute and a half, not after two hours
-        options["connect_args"] = {
-            "connect_timeout": 5,
-            "keepalives_idle": 60,
-            "keepalives_interval": 10,
-            "keepalives_count": 3,
-        }
+        options["connect_args"] = _connection_limits(make_url(url))
     return options
+
+
+def _connection_limits(url: URL) -> dict[str, int]:
+    """Return the libpq parameters that limit the wait for a vanished server. Parameters in the URL win.
+
+    `tcp_user_timeout` limits how long sent data stays unacknowledged; keepalives do not help there. Keepalives limit
+    the wait for an answer after the server acknowledged the query. libpq ignores `tcp_user_timeout` outside of Linux.
+    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+    """
+    hosts = _as_list(url.query.get("host", ""))
+    connect_timeout = max(2, min(5, GIVE_UP // len(hosts)))  # seconds for each host, at least 2
+    limits = {"connect_timeout": connect_timeout, **LIMITS}
+    return {name: limit for name, limit in limits.items() if name not in url.query}
+
+
+def _as_list(values: str | Sequence[str]) -> list[str]:
+    """Return the hosts or ports of a URL's query, written as `a,b` or as a repeated parameter."""
+    return values.split(",") if isinstance(values, str) else list(values)
+
+
+_LIBPQ_URL = re.compile(r"(?P<account>[^/?@]*@)?(?P<hosts>[^/?]*)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?", re.DOTALL)
+_HOST = re.compile(r"(?:\[([^]]+)\]|([^:\[\]]*))(?::([0-9]*))?")  # an IPv6 address in brackets, or a name; a port
+
+
+def postgresql_url(rest: str) -> str:
+    """Return the SQLAlchemy URL for a libpq URL. `rest` is the part after `postgresql://`.
+
+    libpq takes several hosts, `a:5432,b:5432`, and the folder of a socket as `%2Frun%2Fpostgresql`. SQLAlchemy reads
+    both only in the query, `?host=a,b&port=5432,5432`. In libpq a single port belongs to every host.
+    Raises ValueError if the URL cannot be read; the message never repeats the URL, which may hold a password.
+    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS
+    """
+    try:
+        text = f"postgresql+psycopg2://{_with_hosts_in_query(rest)}"
+        url = make_url(text)
+        hosts, ports = (_as_list(url.query.get(name, "")) for name in ("host", "port"))
+        if len(hosts) > len(ports) == 1 and ports[0]:
+            url = url.update_query_dict({"port": ",".join(ports * len(hosts))})
+            text = url.render_as_string(hide_password=False)
+        _check_parameters(url)
+    except (ValueError, SQLAlchemyError, ProgrammingError):
+        raise ValueError(
+            "cannot be read; check hosts, ports and parameters; percent-encode @ : / ? and % in the password"
+        ) from None
+    return text
+
+
+def _with_hosts_in_query(rest: str) -> str:
+    """Move the hosts of `rest` into its query if SQLAlchemy cannot read them where they are. Raises ValueError."""
+    found = _LIBPQ_URL.fullmatch(rest)
+    if not found or not re.search("[,%]", found["hosts"]):
+        return rest
+    hosts = [_HOST.fullmatch(host) for host in found["hosts"].split(",")]
+    if not all(hosts):
+        raise ValueError("a host or port is not valid")
+    query = {"host": ",".join(unquote(host[1] or host[2]) for host in hosts if host)}
+    query["port"] = ",".join(host[3] or "" for host in hosts if host)
+    given = found["query"] or ""
+    moved = {name: value for name, value in query.items() if value.strip(",") and name not in parse_qs(given)}
+    return f"{found['account'] or ''}{found['path'] or '/'}?{'&'.join(filter(None, [urlencode(moved), given]))}"
+
+
+def _check_parameters(url: URL) -> None:
+    """Raise ValueError, SQLAlchemyError or ProgrammingError if libpq does not know a parameter, or for a wrong port."""
+    _, parameters = url.get_dialect()().create_connect_args(url)
+    make_dsn(**parameters)
+    if any(int(port or 5432) not in range(1, 65536) for port in str(parameters.get("port", "")).split(",")):
+        raise ValueError("no such port")
