@@ -1015,7 +1015,7 @@ def test_a_webp_whose_profile_is_cut_does_not_promise_one():
         [(0, 1, PROFILE + SECRET)],
         [(0, 0, SECRET)],
     ],
-    ids=str,
+    ids=["one too many", "a second after the only", "the first twice", "one missing", "a zeroth", "none"],
 )
 def test_a_colour_profile_of_a_jpeg_whose_parts_do_not_fit_together_is_cut(parts):
     segments = [segment(0xE2, b"ICC_PROFILE\0" + bytes(numbers) + part) for *numbers, part in parts]
