@@ -88,6 +88,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a truncated PNG": lambda: picture()[:-20],
     "a PNG cut in its header": lambda: picture()[:20],
     "a truncated JPEG": lambda: picture("JPEG")[:-30],
+    "a JPEG cut short, with an end mark": lambda: picture("JPEG")[:-30] + b"\xff\xd9",
     "an SVG": lambda: SVG,
     "an empty file": lambda: b"",
     "a text": lambda: b"This is no picture.",

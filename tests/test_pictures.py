@@ -12,6 +12,7 @@ import tempfile
 import threading
 import tracemalloc
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from server import pictures
 from server.pictures import UnfitPicture
+from server.pictures.turns import turn
 
 SIZE = (37, 23)  # odd, so that no block, byte or word is filled by chance
 PIXELS = random.Random(5).randbytes(4 * 37 * 23)
@@ -149,10 +151,12 @@ def flat_jpeg(scans: list[tuple[int, ...]], size: tuple[int, int] = SIZE, compon
 
 
 def many_scans(count: int) -> list[tuple[int, ...]]:
-    """One scan for each coefficient but for its last bit, one more for the last bits, and so on up to the count."""
-    refined = range(1, count - 64)
-    rest = (count - 64, 63, 1, 0, 1)
-    return [(0, 0, 0, 0, 1), *[(at, at, 0, 1, 1) for at in range(1, 64)], *[(at, at, 1, 0, 1) for at in refined], rest]
+    """The scans of a grey progressive JPEG: a coefficient each; beyond 64 scans, their last bits apart."""
+    average = (0, 0, 0, 0, 1)
+    if count <= 64:
+        return [average, *[(at, at, 0, 0, 1) for at in range(1, count - 1)], (count - 1, 63, 0, 0, 1)]
+    last_bits = [*[(at, at, 1, 0, 1) for at in range(1, count - 64)], (count - 64, 63, 1, 0, 1)]
+    return [average, *[(at, at, 0, 1, 1) for at in range(1, 64)], *last_bits]
 
 
 def webp_chunk(kind: bytes, payload: bytes) -> bytes:
@@ -470,13 +474,20 @@ def test_a_jpeg_of_a_subsampling_that_we_cannot_check_is_refused_with_a_word_on_
     assert "rare kind of JPEG" in refusal(content)
 
 
-def jpeg_tiff(*parts: bytes, tile: tuple[int, int] | None = None, compression: int = 7, tables: bytes = b"") -> bytes:
-    """The photo in grey as a TIFF of JPEG strips of 80 lines, or of JPEG tiles."""
+def jpeg_tiff(
+    *parts: bytes,
+    size: tuple[int, int] = PHOTO.size,
+    rows: int = 80,
+    tile: tuple[int, int] | None = None,
+    compression: int = 7,
+    tables: bytes = b"",
+) -> bytes:
+    """A grey TIFF of JPEG strips or, with the size of a tile, of JPEG tiles; by default as large as the photo."""
     starts = [8 + sum(map(len, parts[:number])) for number in range(len(parts))]
-    where = {273: (4, *starts), 278: (4, 80), 279: (4, *map(len, parts))}
+    where = {273: (4, *starts), 278: (4, rows), 279: (4, *map(len, parts))}
     if tile:
         where = {322: (4, tile[0]), 323: (4, tile[1]), 324: where[273], 325: where[279]}
-    tags = {256: (4, 320), 257: (4, 240), 258: (3, 8), 259: (3, compression), 262: (3, 1), 277: (3, 1)} | where
+    tags = {256: (4, size[0]), 257: (4, size[1]), 258: (3, 8), 259: (3, compression), 262: (3, 1), 277: (3, 1)} | where
     tags |= {347: (7, *tables)} if tables else {}
     pixels = b"".join(parts) + bytes(len(b"".join(parts)) % 2)
     entries, values, base = b"", b"", 8 + len(pixels) + 2 + 12 * len(tags) + 4
@@ -787,7 +798,18 @@ def test_a_picture_in_absurdly_many_parts_is_refused(content):
 
 def test_a_jpeg_of_very_many_scans_is_refused():
     assert cleaned(flat_jpeg(many_scans(100)))
-    assert "damaged" in refusal(flat_jpeg(many_scans(101)))
+    assert "too many passes" in refusal(flat_jpeg(many_scans(101)))
+
+
+def test_the_larger_a_jpeg_is_the_fewer_scans_it_may_have():
+    assert cleaned(flat_jpeg(many_scans(20), size=(7_000, 7_000)))
+    assert "save it as a standard (baseline) JPEG" in refusal(flat_jpeg(many_scans(21), size=(7_000, 7_000)))
+
+
+def test_the_scans_of_all_jpeg_strips_count():
+    strips = {scans: flat_jpeg(many_scans(scans), size=(7_000, 3_500)) for scans in (20, 21)}
+    assert "too many passes" in refusal(jpeg_tiff(strips[21], strips[21], size=(7_000, 7_000), rows=3_500))
+    assert "too many passes" not in refusal(jpeg_tiff(strips[20], strips[20][:-9], size=(7_000, 7_000), rows=3_500))
 
 
 def test_a_large_bmp_of_run_lengths_is_refused():
@@ -816,15 +838,48 @@ print(pictures.check(open(sys.argv[1], "rb")).width, peak() - before)
     assert kilobytes < 40_000
 
 
-def test_one_picture_is_decoded_at_a_time():
-    for content in (KEPT["PNG"], CONVERTED["TIFF"]):
-        done = threading.Event()
-        thread = threading.Thread(target=lambda content=content, done=done: (cleaned(content), done.set()))
-        with pictures._decoding:
-            thread.start()
-            assert not done.wait(0.1)
-        thread.join()
-        assert done.is_set()
+LARGE = {
+    "PNG": png(5_000, 5_000, png_chunk(b"IDAT", zlib.compress(bytes(626 * 5_000))), depth=1),
+    "progressive JPEG": flat_jpeg([(0, 0, 0, 0, 1), (1, 63, 0, 0, 1)], size=(4_200, 4_200)),
+    "TIFF": tiff(1_100, 1_000, bytes(1_100_000)),  # it takes as long as a larger picture: it becomes a PNG
+}
+SMALL = {
+    "PNG": KEPT["PNG"],
+    "baseline JPEG": flat_jpeg([(0, 63, 0, 0, 1)], size=(7_000, 7_000), marker=b"\xc0"),
+    "TIFF": CONVERTED["TIFF"],
+}
+
+
+@contextlib.contextmanager
+def being_checked(content: bytes) -> Iterator[threading.Event]:
+    """Check a picture in a thread of its own; the event tells that it is done."""
+    done = threading.Event()
+    thread = threading.Thread(target=lambda: (pictures.check(io.BytesIO(content)).close(), done.set()))
+    thread.start()
+    yield done
+    thread.join()
+    assert done.is_set()
+
+
+@pytest.mark.parametrize("small", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE)
+def test_small_pictures_pass_large_ones_at_the_decoder(large, small):
+    with contextlib.ExitStack() as later:
+        with turn(50_000_000):
+            waits = later.enter_context(being_checked(large))
+            with being_checked(small) as passes:
+                assert passes.wait(20)
+            assert not waits.wait(0.1)
+        assert waits.wait(20)
+
+
+@pytest.mark.parametrize("small", SMALL.values(), ids=SMALL)
+def test_small_pictures_are_decoded_one_at_a_time(small):
+    with contextlib.ExitStack() as later:
+        with turn(1):
+            waits = later.enter_context(being_checked(small))
+            assert not waits.wait(0.1)
+        assert waits.wait(20)
 
 
 # Metadata

@@ -7,7 +7,6 @@ these become PNG where PNG can hold them without loss.
 import io
 import re
 import tempfile
-import threading
 from dataclasses import dataclass
 from hashlib import file_digest
 from typing import IO
@@ -17,6 +16,7 @@ from PIL import Image
 from server.pictures import bmp, gif, jpeg, png, tiff, webp
 from server.pictures.icc import real_profile
 from server.pictures.refusals import UNKNOWN_FORMAT, UnfitPicture, refuse_any_failure, refuse_bomb
+from server.pictures.turns import CONVERSION, turn
 
 __all__ = ["Picture", "UnfitPicture", "check"]
 
@@ -33,10 +33,8 @@ _SIGNATURES = {
     "bmp": re.compile(rb"BM.{12}[\x0c(48@l|]\0\0\0", re.DOTALL),  # the sizes of the headers that exist
 }
 _CLEANERS = {"jpeg": jpeg.clean, "png": png.clean, "webp": webp.clean, "gif": gif.clean}
-_DECODERS = {"tiff": tiff.decode, "bmp": bmp.decode}
-
-# Decoding 50 megapixels takes some hundred megabytes of memory, so one picture is decoded at a time.
-_decoding = threading.Lock()
+_OPENERS = {"tiff": tiff.open_picture, "bmp": bmp.open_picture}
+_LOADERS = {"tiff": tiff.load, "bmp": bmp.load}
 
 _File = IO[bytes]  # within Picture, `bytes` is a field
 
@@ -71,9 +69,10 @@ def check(file: IO[bytes]) -> Picture:
     cleaned = tempfile.TemporaryFile()  # noqa: SIM115  # the Picture keeps it open
     try:
         if format in _CLEANERS:
-            width, height, frames = _clean(source, format, cleaned)
+            width, height, frames, cost = _clean(source, format, cleaned)
             del source  # decoding needs the memory
-            _decode(cleaned, format, frames)
+            with turn(cost), refuse_any_failure():
+                _decode(cleaned, format, frames)
         else:
             width, height = _convert(source, format, cleaned)
             format = "png"
@@ -87,32 +86,33 @@ def check(file: IO[bytes]) -> Picture:
         raise
 
 
-def _clean(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int, int]:
-    """Write the picture without metadata; return width, height and number of frames."""
+def _clean(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int, int, float]:
+    """Write the picture without metadata; return width, height, number of frames and cost of decoding."""
     with refuse_any_failure():
-        content, width, height, frames = _CLEANERS[format](source)
+        content, width, height, frames, cost = _CLEANERS[format](source)
     refuse_bomb(width, height, frames)
     file.write(content)
-    return width, height, frames
+    return width, height, frames, cost
 
 
 def _decode(file: IO[bytes], format: str, frames: int) -> None:
     """Decode every frame, only to see that it can be done."""
     file.seek(0)
-    with _decoding, refuse_any_failure():
-        if format == "jpeg":
-            jpeg.decode(file)
-            return
-        with Image.open(file, formats=[format]) as image:
-            for frame in range(frames):
-                image.seek(frame)
-                image.load()
+    if format == "jpeg":
+        jpeg.decode(file)
+        return
+    with Image.open(file, formats=[format]) as image:
+        for frame in range(frames):
+            image.seek(frame)
+            image.load()
 
 
 def _convert(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int]:
     """Write a TIFF or BMP as PNG, upright, with its colour profile alone; return width and height."""
-    with _decoding:
+    with refuse_any_failure():
+        image, profile = _OPENERS[format](source)
+    with turn(image.width * image.height * CONVERSION):
         with refuse_any_failure():
-            image, profile = _DECODERS[format](source)
+            _LOADERS[format](image, source)
         image.save(file, "PNG", icc_profile=real_profile(profile))
     return image.size

@@ -19,13 +19,17 @@ _MAX_RLE_PIXELS = 5_000_000  # Pillow decodes run lengths in Python: a second or
 _GREY_BITS = {"1": 1, "L": 8}  # by Pillow's mode
 
 
-def decode(source: bytes) -> tuple[Image.Image, bytes]:
-    """Return the picture and its colour profile as it is found; nothing if there is none."""
+def open_picture(source: bytes) -> tuple[Image.Image, bytes]:
+    """Return the picture, to be loaded, and its colour profile as it is found; nothing if there is none."""
     image = Image.open(io.BytesIO(source), formats=["bmp"])
     refuse_bomb(*image.size)
     _refuse_slow_or_wrong(image, source)
-    image.load()
     return image, _read_profile(source)
+
+
+def load(image: Image.Image, source: bytes) -> None:
+    """Decode the picture."""
+    image.load()
 
 
 def _refuse_slow_or_wrong(image: Image.Image, source: bytes) -> None:

@@ -44,7 +44,8 @@ class _GifCleaner:
             start = self._reader.position
         refuse_bomb(self._right, self._bottom, self._frames)
         self._cleaned += _TRAILER
-        return CleanedPicture(self._cleaned, self._width, self._height, self._frames)
+        cost = self._right * self._bottom * self._frames
+        return CleanedPicture(self._cleaned, self._width, self._height, self._frames, cost)
 
     def _read_image_header(self) -> None:
         """Read up to the compressed pixels; a GIF is as large as its screen or its first frame."""

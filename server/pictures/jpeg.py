@@ -11,7 +11,8 @@ from typing import IO, Final
 from server.pictures.exif import EXIF_HEADER, read_orientation, upright_size, write_exif
 from server.pictures.icc import real_profile
 from server.pictures.parts import CleanedPicture, PartReader
-from server.pictures.refusals import DAMAGED, RARE_KIND, UnfitPicture
+from server.pictures.refusals import DAMAGED, RARE_KIND, TOO_MANY_SCANS, UnfitPicture, refuse_bomb
+from server.pictures.turns import REDUCED_JPEG
 
 # Markers: T.81, table B.1.
 SOI: Final = 0xD8  # start of image
@@ -45,18 +46,21 @@ _PADDING = re.compile(rf"Corrupt JPEG data: (\d+) extraneous bytes before marker
 _MAX_PADDING = 16  # bytes; some cameras fill the last words
 _FILLER = re.compile(rb"\0+|(?:\xff\0)+")  # zeros, or ones, of which each FF is stuffed
 
-_MAX_SCANS = 100  # each scan is a pass over the whole picture; encoders write about ten
+# Each scan is a pass over the whole picture, of 0.7 ns a pixel at least. Encoders write about ten.
+_MAX_SCANS = 100
+_MAX_SCANNED_PIXELS = 1_000_000_000  # scans times pixels: 20 scans of 50 megapixels
 
 # Entropy-coded data ends at an FF, unless a stuffed 00, a restart marker or a fill byte follows.
 _END_OF_SCAN = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
 
 
-def clean(source: bytes) -> CleanedPicture:
+def clean(source: bytes, picture_pixels: int = 0) -> CleanedPicture:
     """Return the JPEG without metadata. The bytes behind EOI are cut.
 
-    There lie the further pictures of CIPA DC-007 (MPF) and the video of a motion photo.
+    There lie the further pictures of CIPA DC-007 (MPF) and the video of a motion photo. For a strip or tile of a
+    larger picture, `picture_pixels` is the size of that picture: it limits the scans.
     """
-    return _JpegCleaner(source).clean()
+    return _JpegCleaner(source, picture_pixels).clean()
 
 
 def decode(file: IO[bytes]) -> None:
@@ -112,8 +116,9 @@ def _count_components(content: bytes) -> int:
 
 
 class _JpegCleaner:
-    def __init__(self, source: bytes) -> None:
+    def __init__(self, source: bytes, picture_pixels: int) -> None:
         self._reader = PartReader(source)
+        self._picture_pixels = picture_pixels
         self._cleaned = bytearray(self._reader.read(2))  # SOI
         self._jfif = b""
         self._exif = b""
@@ -158,17 +163,24 @@ class _JpegCleaner:
             if self._frame:
                 raise UnfitPicture(DAMAGED)
             self._frame = _Frame(payload, progressive=marker == SOF2)
+            refuse_bomb(self._frame.width, self._frame.height)
         if marker == DNL and len(payload) != 2:
             raise UnfitPicture(DAMAGED)  # decoders ignore the segment, whatever text is in it
         if marker != SOS:
             return _segment(marker, payload)
-        self._scans += 1
+        self._count_scan()
         start = self._reader.position
         end = _END_OF_SCAN.search(self._reader.source, start)
-        if not end or not self._frame or self._scans > _MAX_SCANS:
+        if not end or not self._frame:
             raise UnfitPicture(DAMAGED)
         self._reader.position = end.start()
         return _segment(SOS, self._frame.read_scan(payload)) + self._reader.since(start)
+
+    def _count_scan(self) -> None:
+        self._scans += 1
+        pixels = max(self._picture_pixels, self._frame.width * self._frame.height if self._frame else 0)
+        if self._scans > _MAX_SCANS or self._scans * pixels > _MAX_SCANNED_PIXELS:
+            raise UnfitPicture(TOO_MANY_SCANS)
 
     def _finish(self) -> CleanedPicture:
         if not self._frame or not self._frame.is_complete():
@@ -180,7 +192,8 @@ class _JpegCleaner:
         self._cleaned[2:2] = b"".join(_segment(marker, payload) for marker, payload in applications if payload)
         self._cleaned += bytes((0xFF, EOI))
         width, height = upright_size(self._frame.width, self._frame.height, orientation)
-        return CleanedPicture(self._cleaned, width, height, frames=1)
+        cost = width * height * (1 if self._frame.progressive else REDUCED_JPEG)
+        return CleanedPicture(self._cleaned, width, height, frames=1, cost=cost)
 
 
 class _Frame:
@@ -191,7 +204,7 @@ class _Frame:
 
     def __init__(self, header: bytes, *, progressive: bool) -> None:
         self.height, self.width, components = struct.unpack_from(">HHB", header, 1)
-        self._progressive = progressive
+        self.progressive = progressive
         self._identifiers = header[6 : 6 + 3 * components : 3]
         # The position of the lowest bit sent, by component and coefficient.
         self._lowest_bits = [[_NOT_SENT] * _BLOCK for _ in range(components)]
@@ -199,7 +212,7 @@ class _Frame:
     def read_scan(self, header: bytes) -> bytes:
         """Note what a scan brings; return its header as we keep it."""
         selectors = header[1 : 1 + 2 * header[0] : 2]
-        first, last, bits = header[-3:] if self._progressive else _SEQUENTIAL
+        first, last, bits = header[-3:] if self.progressive else _SEQUENTIAL
         components: set[int] = set()
         for selector in selectors:  # encoders exist that give several components the same identifier
             same = {index for index, identifier in enumerate(self._identifiers) if identifier == selector}

@@ -15,6 +15,7 @@ class CleanedPicture(NamedTuple):
     width: int
     height: int
     frames: int
+    cost: float  # of decoding, in pixels of a PNG
 
 
 class PartReader:

@@ -124,7 +124,8 @@ class _PngCleaner:
         if exif := write_exif(orientation):
             self._cleaned[_HEADER_END:_HEADER_END] = _chunk(b"eXIf", exif)
         width, height = upright_size(self._width, self._height, orientation)
-        return CleanedPicture(self._cleaned, width, height, self._frames + self._still)
+        frames = self._frames + self._still
+        return CleanedPicture(self._cleaned, width, height, frames, cost=width * height * frames)
 
 
 class _PixelCounter:

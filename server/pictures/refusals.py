@@ -12,6 +12,10 @@ TOO_LARGE = (
     f"This picture has more than {MAX_PIXELS // 10**6} megapixels in all its frames: please send a smaller copy."
 )
 TOO_MANY_FRAMES = f"This picture has more than {MAX_FRAMES:,} frames: please send a shorter animation."
+TOO_MANY_SCANS = (
+    "This progressive JPEG has too many passes for its size: "
+    "please save it as a standard (baseline) JPEG or send a smaller copy."
+)
 RARE_KIND = "We cannot take this rare kind of {}: please send a PNG, or a baseline or progressive JPEG."
 SEVERAL_PAGES = "This TIFF holds several pages or pictures: please send each as a file of its own."
 LOSSY_AS_PNG = (

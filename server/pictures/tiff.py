@@ -45,17 +45,22 @@ _MAX_JPEG_TABLES = 4_096  # bytes; all tables that a JPEG can use take 1,700
 _LOSSLESS_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
-def decode(source: bytes) -> tuple[Image.Image, bytes]:
-    """Return the picture, upright, and its colour profile as it is found; nothing if there is none."""
+def open_picture(source: bytes) -> tuple[Image.Image, bytes]:
+    """Return the picture, to be loaded, and its colour profile as it is found; nothing if there is none."""
     _refuse_many_values(source)
     image = Image.open(io.BytesIO(source), formats=["tiff"])
     assert isinstance(image, TiffImageFile)  # noqa: S101
     refuse_bomb(*image.size)
     _refuse_loss(image)
     profile = image.info.get("icc_profile")
-    _refuse_incomplete_jpeg(image, source)
-    image.load()  # turns the picture upright, too
     return image, profile if isinstance(profile, bytes) else b""
+
+
+def load(image: Image.Image, source: bytes) -> None:
+    """Decode the picture, and turn it upright."""
+    assert isinstance(image, TiffImageFile)  # noqa: S101
+    _refuse_incomplete_jpeg(image, source)
+    image.load()
 
 
 def _refuse_many_values(source: bytes) -> None:
@@ -125,7 +130,7 @@ def _jpeg_parts(image: TiffImageFile, source: bytes) -> Iterator[bytes]:
         raise UnfitPicture(DAMAGED)
     last_height = height if tiled else image.height % height or height
     for number, (offset, size) in enumerate(zip(offsets, sizes, strict=True), 1):
-        part = jpeg.clean(source[offset : offset + size])
+        part = jpeg.clean(source[offset : offset + size], image.width * image.height)
         least = last_height if number % -(-image.height // height) == 0 else height
         if part.width != width or not least <= part.height <= height:
             raise UnfitPicture(DAMAGED)

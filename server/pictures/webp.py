@@ -50,7 +50,8 @@ def clean(source: bytes) -> CleanedPicture:
             cleaned[_FIRST_PAYLOAD] &= ~_ICC_FLAG
     struct.pack_into("<I", cleaned, 4, len(cleaned) - 8)
     width, height = upright_size(*_canvas_size(source, format), orientation)
-    return CleanedPicture(cleaned, width, height, max(frames, 1))
+    frames = max(frames, 1)
+    return CleanedPicture(cleaned, width, height, frames, cost=width * height * frames)
 
 
 def _canvas_size(source: bytes, format: bytes) -> tuple[int, int]:
