@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from models import MINUTES, AppointmentStatus, PatientStatus, Role, Sex
+from server import iso8601
 from server.database import UTCDateTime, clinic_zone, db
 from server.web import LARGEST_ID
 
@@ -79,44 +80,42 @@ def _in_range(year: int) -> None:
         raise ValueError(f"the year must lie between {YEARS[0]} and {YEARS[1] - 1}")
 
 
-_DATE = r"\d{4}-?[\dW][\d-]*"
-_TIME = r"[\d:.,]+(Z|[+-][\d:.]+)?"
-
-
-def _iso(value: object) -> datetime:
-    """Read an ISO 8601 date, or date and time. `fromisoformat` alone takes any separator, and stops at a NUL."""
-    if not isinstance(value, str) or not re.fullmatch(f"{_DATE}([T ]{_TIME})?", value.strip(), re.ASCII):
+def _read_time(value: object) -> date | datetime:
+    """Read an ISO 8601 date, or date and time, with blanks around it. Raises ValueError."""
+    if not isinstance(value, str):
         raise ValueError
-    return datetime.fromisoformat(value.strip())
+    return iso8601.read(value.strip(" \t\r\n"))
 
 
-def _is_day(value: object) -> bool:
-    """Whether the value is a date without a time."""
-    return isinstance(value, str) and bool(re.fullmatch(_DATE, value.strip(), re.ASCII))
+def _first_instant(value: object) -> tuple[datetime, bool]:
+    """Return the first instant that a time or a date means, and whether it is a date."""
+    try:
+        parsed = _read_time(value)
+    except ValueError:
+        raise ValueError("must be an ISO 8601 time, such as 2027-03-01T10:00 or 2027-03-01T07:00:00Z") from None
+    _in_range(parsed.year)
+    is_day = not isinstance(parsed, datetime)
+    clock = parsed if isinstance(parsed, datetime) else datetime.combine(parsed, time())
+    zone = clinic_zone()
+    instant = (clock if clock.tzinfo else clock.replace(tzinfo=zone)).astimezone(UTC)
+    local = instant.astimezone(zone)  # the form in which it is answered, and may be sent back
+    _in_range(local.year)
+    if clock.tzinfo is None and local.replace(tzinfo=None) != clock:
+        if is_day and local.date() == parsed:
+            return instant, is_day  # this day has no midnight: the clocks are put forward over it
+        raise ValueError(f"there is no such time in {zone}: the clocks are put forward over it")
+    return instant, is_day
 
 
 def _instant(value: object) -> datetime:
     """Read an ISO 8601 time. A naive time is the clinic's local time; a date means the first instant of that day."""
-    try:
-        parsed = _iso(value)
-    except ValueError:
-        raise ValueError("must be an ISO 8601 time, such as 2027-03-01T10:00 or 2027-03-01T07:00:00Z") from None
-    _in_range(parsed.year)
-    zone = clinic_zone()
-    instant = (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)).astimezone(UTC)
-    local = instant.astimezone(zone)  # the form in which it is answered, and may be sent back
-    _in_range(local.year)
-    if parsed.tzinfo is None and local.replace(tzinfo=None) != parsed:
-        if _is_day(value) and local.date() == parsed.date():
-            return instant  # this day has no midnight: the clocks are put forward over it
-        raise ValueError(f"there is no such time in {zone}: the clocks are put forward over it")
-    return instant
+    return _first_instant(value)[0]
 
 
 def _end(value: object) -> datetime:
     """Read the last instant of a span. A date means the last instant of that day."""
-    instant = _instant(value)
-    if _is_day(value):
+    instant, is_day = _first_instant(value)
+    if is_day:
         following = instant.astimezone(clinic_zone()).date() + timedelta(days=1)
         midnight = datetime.combine(following, time(), clinic_zone()).astimezone(UTC)
         return midnight - timedelta(microseconds=1)
@@ -126,16 +125,18 @@ def _end(value: object) -> datetime:
 def _day(value: object) -> date:
     """Read an ISO 8601 date, or a time that is midnight by its own offset or by the clinic's: browsers send both."""
     try:
-        parsed = _iso(value)
-        if parsed.tzinfo and parsed.time() != time():
-            _in_range(parsed.year)
-            parsed = parsed.astimezone(clinic_zone())
-        if parsed.time() != time():
-            raise ValueError
+        parsed = _read_time(value)
+        if isinstance(parsed, datetime):
+            if parsed.tzinfo and parsed.time() != time():
+                _in_range(parsed.year)
+                parsed = parsed.astimezone(clinic_zone())
+            if parsed.time() != time():
+                raise ValueError
+            parsed = parsed.date()
     except ValueError:
         raise ValueError("must be an ISO 8601 date, such as 1990-05-31") from None
     _in_range(parsed.year)
-    return parsed.date()
+    return parsed
 
 
 def _not_in_future(day: date) -> date:
@@ -626,7 +627,7 @@ class HistoryOut(Out):
             return None
         changes: dict[str, list[Any]] = json.loads(stored)
         for name in TIME_COLUMNS & changes.keys():
-            changes[name] = [time and _local_time(datetime.fromisoformat(time)) for time in changes[name]]
+            changes[name] = [time and _local_time(iso8601.read_time(time)) for time in changes[name]]
         return {name: {"before": before, "after": after} for name, (before, after) in changes.items()}
 
 

@@ -5,7 +5,7 @@ A page begins after the last row of the page before, not at an offset: https://u
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from sqlalchemy.types import NullType
 from clinic import search
 from models import Record
 from schemas import CollectionQuery
+from server import iso8601
 from server.database import UTCDateTime
 
 STATEMENTS = 64  # statements of a collection that stay compiled
@@ -252,6 +253,6 @@ def _padded(values: list[Any]) -> list[Any]:
 def _from_json(value: Any, column: ColumnElement[Any]) -> Any:
     """Return a cursor's value as the type of its column: JSON has no times, and SQLite's times have no zone."""
     if isinstance(column.type, UTCDateTime) and value is not None:
-        time = datetime.fromisoformat(value)
+        time = iso8601.read_time(value)
         return time if time.tzinfo else time.replace(tzinfo=UTC)
     return value

@@ -1,0 +1,57 @@
+"""Reads dates and times by one exact grammar of ISO 8601.
+
+The grammar is the profile of RFC 3339, section 5.6, with these additions: a blank may stand for the T; the seconds, the
+minutes and the offset are optional; the basic form (`20270301T1000`) is read, too. `datetime.fromisoformat` reads more
+than that: it ignores what it does not understand between the minutes and the offset.
+"""
+
+import re
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+
+LONGEST = len("1920-01-01T00:00:00.123456789-00:44:30")
+
+
+def _grammar(dash: str, colon: str) -> re.Pattern[str]:
+    decimals = r"(?:[.,](\d{1,9}))?"  # of a second
+    clock = rf"(\d\d)(?:{colon}(\d\d)(?:{colon}(\d\d){decimals})?)?"
+    # Until 1972 zones had offsets with seconds, and our answers have them. RFC 3339 knows none.
+    offset = r"Z|[+-]\d\d(?::?\d\d|:\d\d:\d\d)?"
+    return re.compile(rf"(\d{{4}}){dash}(\d\d){dash}(\d\d)(?:[T ]{clock}({offset})?)?", re.ASCII)
+
+
+_EXTENDED, _BASIC = _grammar("-", ":"), _grammar("", "")
+
+
+def read(text: str) -> date | datetime:
+    """Return a date for a text without a time of day, else a datetime, which is naive for a text without an offset.
+
+    Decimals beyond microseconds are cut off. Raises ValueError for what the grammar or the calendar does not have.
+    """
+    match = len(text) <= LONGEST and (_EXTENDED.fullmatch(text) or _BASIC.fullmatch(text))
+    if not match:
+        raise ValueError("not a date or time of ISO 8601")
+    year, month, day, hour, minute, second, decimals, offset = match.groups()
+    if hour is None:
+        return date(int(year), int(month), int(day))
+    microsecond = (decimals or "").ljust(6, "0")[:6]
+    clock = int(hour), int(minute or 0), int(second or 0), int(microsecond)
+    return datetime(int(year), int(month), int(day), *clock, tzinfo=_zone(offset) if offset else None)
+
+
+def read_time(text: str) -> datetime:
+    """Return the datetime of a text with a time of day. Raises ValueError as `read` does, and for a date alone."""
+    found = read(text)
+    if not isinstance(found, datetime):
+        raise ValueError("a date without a time of day")
+    return found
+
+
+def _zone(offset: str) -> tzinfo:
+    if offset == "Z":
+        return UTC
+    digits = offset[1:].replace(":", "").ljust(6, "0")
+    hours, minutes, seconds = int(digits[:2]), int(digits[2:4]), int(digits[4:])
+    if hours > 23 or minutes > 59 or seconds > 59:
+        raise ValueError("no such offset")
+    distance = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    return timezone(-distance if offset[0] == "-" else distance)
