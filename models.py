@@ -35,6 +35,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from server import errors
 from server.database import Base, UTCDateTime, clinic_zone, db, now
+from server.names import check_name
 
 MINUTES = (5, 480)  # shortest and longest appointment
 LONGEST_WORD = 40  # characters of a word in the search index
@@ -140,6 +141,22 @@ class Record(Base):
         self.deleted_at = None
 
 
+def _check_new_names(record: "User | Patient", changes: dict[str, Any]) -> None:
+    """Raise `Invalid` for a name that `check_name` refuses.
+
+    A name that the record has already is no change: earlier versions took any name, and a client may send it back.
+    """
+    refusals: dict[str, list[str]] = {}
+    for field in ("first_name", "last_name"):
+        if field in changes and changes[field] != getattr(record, field):
+            try:
+                check_name(changes[field])
+            except ValueError as reason:
+                refusals[field] = [str(reason)]
+    if refusals:
+        raise errors.Invalid(refusals)
+
+
 class User(Record):
     """A member of the staff."""
 
@@ -173,8 +190,9 @@ class User(Record):
     def change(self, changes: dict[str, Any]) -> None:
         """A new password or a deactivation ends every login. These and a new email void all reset links.
 
-        Raises `Conflict` for the last active administrator.
+        Raises `Conflict` for the last active administrator, and `Invalid` as `_check_new_names` does.
         """
+        _check_new_names(self, changes)
         administered, mailbox = self.administers, self.email
         super().change(changes)
         if administered and not self.administers:
@@ -275,6 +293,11 @@ class Patient(Record):
     @property
     def name(self) -> str:
         return f"{self.first_name} {self.last_name}"
+
+    def change(self, changes: dict[str, Any]) -> None:
+        """Raises `Invalid` as `_check_new_names` does."""
+        _check_new_names(self, changes)
+        super().change(changes)
 
     def archive(self) -> None:
         """Archive the patient's reports and appointments, too, and cancel the appointments to come."""

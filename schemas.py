@@ -32,6 +32,7 @@ from pydantic_core import CoreSchema
 from models import MINUTES, AppointmentStatus, PatientStatus, Role, Sex
 from server import iso8601
 from server.database import UTCDateTime, clinic_zone, db
+from server.names import check_name
 from server.web import LARGEST_ID
 
 YEARS = (1850, 2200)  # first year, and the year after the last; Python's arithmetic fails beyond year 9999
@@ -181,7 +182,8 @@ def _local_time(instant: datetime) -> str:
 
 
 _nul_free = AfterValidator(_no_nul)
-Name = Annotated[str, StringConstraints(min_length=1, max_length=100), _nul_free]
+ChangedName = Annotated[str, StringConstraints(min_length=1, max_length=100)]  # the record checks a new name itself
+Name = Annotated[ChangedName, AfterValidator(check_name)]
 Phone = Annotated[
     str,
     StringConstraints(min_length=3, max_length=32),
@@ -389,8 +391,8 @@ class UserIn(In):
 class UserPatch(Patch):
     model_config = _example(last_name="Okafor", email="tomas.okafor@clinic.example")
     answer = UserOut
-    first_name: Name = Field(examples=["Tomás"])
-    last_name: Name = Field(examples=["Okafor"])
+    first_name: ChangedName = Field(examples=["Tomás"])
+    last_name: ChangedName = Field(examples=["Okafor"])
     email: Email
     role: RoleField = Field(examples=["doctor"])
     is_active: bool = Field(examples=[True])
@@ -477,6 +479,8 @@ class PatientIn(In):
 class PatientPatch(PatientIn, Patch):
     model_config = _example(status="admitted", doctor_summary="Fever for three days, no cough.", diagnosis="Malaria")
     answer = PatientOut
+    first_name: ChangedName = Field(examples=["Amina"])
+    last_name: ChangedName = Field(examples=["Wanjiru"])
 
 
 class PatientQuery(SearchQuery):
