@@ -6,7 +6,9 @@ import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
+from email.utils import parseaddr
 
+import email_validator
 from flask import Flask, current_app
 
 log = logging.getLogger("hosi.mail")
@@ -16,10 +18,16 @@ TIMEOUT = 20  # seconds
 
 
 def send(to: str, subject: str, text: str) -> None:
-    """Send one mail by `MAIL_SERVER`. Raises OSError or smtplib.SMTPException."""
+    """Send one mail by `MAIL_SERVER`. Raises OSError or smtplib.SMTPException.
+
+    A local part with other letters than ASCII needs a server with SMTPUTF8 (RFC 6531). Raises SMTPNotSupportedError
+    for a server without it.
+    """
     setting = current_app.config
+    sender = parseaddr(setting["MAIL_FROM"])[1]
     message = EmailMessage()
-    message["From"], message["To"], message["Subject"] = setting["MAIL_FROM"], to, subject
+    message["From"] = setting["MAIL_FROM"].replace(sender, with_ascii_domain(sender)) if sender else ""
+    message["To"], message["Subject"] = with_ascii_domain(to), subject
     message.set_content(text)
     with smtplib.SMTP(setting["MAIL_SERVER"], setting["MAIL_PORT"], timeout=TIMEOUT) as server:
         if setting["MAIL_USE_TLS"]:
@@ -27,6 +35,14 @@ def send(to: str, subject: str, text: str) -> None:
         if setting["MAIL_USERNAME"]:
             server.login(setting["MAIL_USERNAME"], setting["MAIL_PASSWORD"])
         server.send_message(message)
+
+
+def with_ascii_domain(address: str) -> str:
+    """Return the address with its domain in the ASCII form (RFC 5891), which every mail server understands."""
+    if address.isascii():
+        return address
+    parts = email_validator.validate_email(address, check_deliverability=False, globally_deliverable=False)
+    return f"{parts.local_part}@{parts.ascii_domain}"
 
 
 def send_reset_link(make_link: Callable[[str], str | None], email: str) -> None:
@@ -48,5 +64,7 @@ def _send_reset_link(app: Flask, make_link: Callable[[str], str | None], email: 
                     f"This link does it, once and within an hour:\n\n{link}\n\n"
                     "If it was not you, do nothing: your password stays as it is.\n",
                 )
+        except smtplib.SMTPNotSupportedError as error:
+            log.error("a reset link could not be mailed: %s", error)
         except Exception:
             log.exception("a reset link could not be mailed")

@@ -29,10 +29,10 @@ class _Conversation(socketserver.StreamRequestHandler):
         self.server.awake.wait(10)
         self._say("220 double ready")
         while line := self.rfile.readline():
-            command, _, rest = line.decode().strip().partition(" ")
+            command, _, rest = line.decode("utf-8" if self.server.smtputf8 else "ascii").strip().partition(" ")
             match command.upper():
                 case "EHLO":
-                    self._say("250-double", "250 AUTH PLAIN")
+                    self._say("250-double", *["250-SMTPUTF8"] * self.server.smtputf8, "250 AUTH PLAIN")
                 case "AUTH":
                     self.server.credentials.append(base64.b64decode(rest.partition(" ")[2]).decode())
                     self._say("235 welcome")
@@ -73,6 +73,7 @@ class SMTPDouble(socketserver.ThreadingTCPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Conversation)
+        self.smtputf8 = False  # whether it takes addresses with other letters than ASCII (RFC 6531)
         self.port: int = self.server_address[1]
         self.mails: list[Mail] = []
         self.credentials: list[str] = []

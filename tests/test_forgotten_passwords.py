@@ -101,6 +101,49 @@ def test_without_a_mail_server_the_log_says_what_to_do(app: Flask, caplog: pytes
     wait_for(lambda: "flask reset-link" in caplog.text)
 
 
+@pytest.mark.parametrize("typed", ["nia@bücher.example", "Nia@XN--BCHER-KVA.example", "nia@BÜCHER.example"])
+def test_a_link_reaches_an_internationalised_domain(mailing: Flask, mailbox: SMTPDouble, typed: str) -> None:
+    sign_up(mailing, "Nia", email="nia@bücher.example")
+    assert Client(mailing).post("/password/forgot", {"email": typed}).status_code == 200
+    [mail] = mailbox.wait()
+    assert mail.to == [mail.message["To"]] == ["nia@xn--bcher-kva.example"]
+    assert reset(mailing, token_in(mail.text)).status_code == 200
+
+
+def test_a_link_reaches_a_mailbox_of_other_letters_if_the_mail_server_can(mailing: Flask, mailbox: SMTPDouble) -> None:
+    mailbox.smtputf8 = True
+    sign_up(mailing, "Zoë", email="zoë@bücher.example")
+    Client(mailing).post("/password/forgot", {"email": "zoë@bücher.example"})
+    [mail] = mailbox.wait()
+    assert mail.to == [mail.message["To"]] == ["zoë@xn--bcher-kva.example"]
+    assert reset(mailing, token_in(mail.text)).status_code == 200
+
+
+def test_a_mail_server_that_cannot_is_one_line_in_the_log(
+    mailing: Flask, mailbox: SMTPDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    sign_up(mailing, "Zoë", email="zoë@clinic.test")
+    assert Client(mailing).post("/password/forgot", {"email": "zoë@clinic.test"}).status_code == 200
+    wait_for(lambda: "could not be mailed" in caplog.text)
+    [record] = [record for record in caplog.records if record.name == "hosi.mail"]
+    assert ("SMTPUTF8" in record.getMessage(), record.exc_info) == (True, None)
+    assert mailbox.mails == []
+
+
+@pytest.mark.parametrize(
+    "sender", ["Hosi <noreply@bücher.example>", "noreply@bücher.example", "Bücher <noreply@bücher>"]
+)
+def test_a_sender_at_an_internationalised_domain_sends(
+    app: Flask, make_app: MakeApp, mailbox: SMTPDouble, sender: str
+) -> None:
+    sign_up(app, "Nia")
+    sending = make_app(MAIL_SERVER="127.0.0.1", MAIL_PORT=mailbox.port, MAIL_USE_TLS=False, MAIL_FROM=sender)
+    ask(sending, "Nia")
+    [mail] = mailbox.wait()
+    assert mail.sender.replace(".example", "") == "noreply@xn--bcher-kva"
+    assert mail.message["From"].addresses[0].display_name == sender.rpartition(" <")[0]
+
+
 def test_a_slow_mail_server_does_not_tell_that_the_email_exists(mailing: Flask, mailbox: SMTPDouble) -> None:
     sign_up(mailing, "Nia")
     mailbox.awake.clear()
