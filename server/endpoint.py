@@ -13,7 +13,7 @@ from flask import Response, g, request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from werkzeug.datastructures import MultiDict
 
-from server import database, errors, multipart
+from server import database, errors, multipart, strict_json
 
 access_log = logging.getLogger("hosi.access")
 Answer = TypeVar("Answer")
@@ -69,8 +69,10 @@ class Contract:
 def _parse_json(model: type[BaseModel]) -> BaseModel:
     if not request.is_json:
         raise errors.UnsupportedMediaType("Send JSON, with the header Content-Type: application/json.")
+    body = multipart.json_body()
+    strict_json.check(body)
     try:
-        return model.model_validate_json(multipart.json_body())
+        return model.model_validate_json(body)
     except ValidationError as error:
         found = error.errors(include_url=False)
         if found[0]["type"] == "json_invalid":
