@@ -1,6 +1,5 @@
 """Hosi Server: every route of the clinic, and the application factory at the foot."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +48,7 @@ from schemas import (
     UserPatch,
     UserQuery,
 )
-from server import database, errors, fast_reads, limits, mail, system, web
+from server import database, errors, fast_reads, limits, logs, mail, system, web
 from server.database import db, in_transaction, outside_transaction
 from server.endpoint import StreamedList, contract
 from server.limits import limiter
@@ -473,9 +472,7 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     Raises RuntimeError for a view that does not say who may call it, or that the OpenAPI document cannot describe.
     """
     setting = config.read_settings(settings)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("hosi").setLevel(setting["LOG_LEVEL"])
-    logging.getLogger("hosi.access").setLevel("INFO")  # the access log does not depend on LOG_LEVEL
+    logs.set_up(setting["LOG_LEVEL"])
     app = Flask(__name__, instance_path=str(setting["INSTANCE_PATH"]), static_folder="static")
     app.config.update(setting)
     for part in (errors, database, fast_reads, passwords, sessions, limits, media, cli, web):

@@ -1,0 +1,51 @@
+"""Writes the log: a message is one line, whatever a client, a database or an image store puts into it."""
+
+import logging
+import re
+from typing import Any
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# C0 and C1 controls without the newline, other ends of lines, overrides of direction, halves of surrogate pairs
+_CONTROLS = "\0-\t\v-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE, _UNSAFE_BUT_NEWLINE = re.compile(f"[\n{_CONTROLS}]"), re.compile(f"[{_CONTROLS}]")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Flask's development server, which escapes the request line itself
+
+
+def one_line(text: str) -> str:
+    """Return the text with its control characters escaped: a newline becomes `\\n` (CWE-117)."""
+    return text if text.isprintable() else _UNSAFE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+class OneLineFormatter(logging.Formatter):
+    """Formats a record as one line. The lines of a traceback are indented, so that none looks like a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = None  # the text of another handler's formatter
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        return one_line(_COLOURS.sub("", line) if record.name == "werkzeug" else line)
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(lines: str) -> str:
+    return "  " + _UNSAFE_BUT_NEWLINE.sub(_escape, lines).replace("\n", "\n  ")
+
+
+def set_up(level: str) -> None:
+    """Log to standard error, the records of `hosi` from `level` on. Keeps handlers that the root logger has already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLineFormatter(FORMAT))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("hosi").setLevel(level)
+    logging.getLogger("hosi.access").setLevel("INFO")  # the access log does not depend on LOG_LEVEL
