@@ -31,6 +31,7 @@ from clinic import rights
 from models import Image, Report, Upload, User
 from server import errors, fast_reads, pictures
 from server.database import db, now, refuse_open_transaction
+from server.logs import one_line
 from server.multipart import FILE_LIMIT, MOST_FILES
 from server.pictures import Picture
 
@@ -42,6 +43,8 @@ SENDERS = 8  # threads that send one report's images
 logging.getLogger("urllib3.connectionpool").setLevel(
     logging.ERROR
 )  # the SDK's pool has one connection, and urllib3 warns of each further one
+LONGEST_URL = 2_000  # characters of an image's URL; browsers and proxies take no longer ones
+LONGEST_FAILURE = 500  # characters of what Cloudinary says about a failure
 UPLOAD_TIMEOUT = 60  # seconds
 ABANDONED_AFTER = timedelta(hours=1)
 
@@ -92,10 +95,10 @@ class CloudinaryStore:
             answer = self._sdk.upload(
                 content, public_id=public_id, type="authenticated", overwrite=False, **self._account
             )
-            url = str(answer["secure_url"])
+            url = answer["secure_url"]
         except self._failures as error:
-            raise StoreError(str(error)) from error
-        if not re.match("https?://", url):
+            raise self._failure(error) from error
+        if not (isinstance(url, str) and len(url) <= LONGEST_URL and re.fullmatch(r"https?://[!-~]+", url)):
             raise StoreError("Cloudinary's answer has no URL")
         return url
 
@@ -103,7 +106,12 @@ class CloudinaryStore:
         try:
             self._sdk.destroy(public_id, type="authenticated", invalidate=True, **self._account)
         except self._failures as error:
-            raise StoreError(str(error)) from error
+            raise self._failure(error) from error
+
+    @staticmethod
+    def _failure(error: Exception) -> StoreError:
+        """Return the error of the SDK, which may repeat the whole answer, as one line for the log and the terminal."""
+        return StoreError(one_line(str(error)[:LONGEST_FAILURE]))
 
 
 class LocalStore:

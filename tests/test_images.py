@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import random
 import re
 import struct
@@ -325,7 +326,42 @@ def test_nothing_is_sent_when_the_report_would_be_refused(cloud: CloudinaryDoubl
 # --- Failures ---
 
 
-@pytest.mark.parametrize("how", ["500", "drop", "drop_after_store", "no_url", "no_object"])
+def answer(url: Any) -> bytes:
+    return json.dumps({"secure_url": url, "version": 1}).encode()
+
+
+ODD_ANSWERS: dict[str, bytes] = {
+    "no URL": answer(None),
+    "no object": b"[]",
+    "no JSON": b"<html>",
+    "no UTF-8": b'{"secure_url": "https://\xff"}',
+    "brackets 100,000 deep": b"[" * 100_000,
+    "a number of 6,000 digits": b'{"version": %s}' % (b"9" * 6_000),
+    "an error that is a text": b'{"error": "sorry"}',
+    "an error that is an object": b'{"error": {"message": {"code": 7}}}',
+    "an error of 3 MB": json.dumps({"error": {"message": "a" * 3_000_000}}).encode(),
+    "a number for a URL": answer(7),
+    "a list for a URL": answer(["https://res.cloudinary.com/a.png"]),
+    "a URL of another kind": answer("javascript:alert(1)"),
+    "a URL with NUL": answer("https://res.cloudinary.com/a\0.png"),
+    "a URL with a lone surrogate": answer("https://res.cloudinary.com/a\ud800.png"),
+    "a URL with a newline": answer("https://res.cloudinary.com/a.png\n"),
+    "a URL with a blank": answer("https://res.cloudinary.com/a b.png"),
+    "a URL with an accent": answer("https://res.cloudinary.com/é.png"),
+    "a URL of 3 MB": answer("https://res.cloudinary.com/" + "a" * 3_000_000),
+    "a URL and nothing else": answer("https://"),
+}
+
+
+WAYS_TO_FAIL: dict[str, How] = {
+    "an error": "500",
+    "a cut": "drop",
+    "a cut afterwards": "drop_after_store",
+    **ODD_ANSWERS,
+}
+
+
+@pytest.mark.parametrize("how", WAYS_TO_FAIL.values(), ids=WAYS_TO_FAIL)
 def test_when_the_third_of_five_images_fails_none_stays(
     app: Flask, cloud: CloudinaryDouble, clouded: Client, how: How
 ) -> None:
@@ -384,6 +420,17 @@ def test_a_502_tells_nothing_of_the_store(cloud: CloudinaryDouble, clouded: Clie
     refused = clouded.post("/reports", **reported(patient["id"], picture()))
     for secret in (cloud.api_key, cloud.api_secret, cloud.url, "Cloudinary", "Internal"):
         assert secret not in refused.text
+
+
+@pytest.mark.parametrize("said", ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+def test_an_odd_answer_of_the_store_is_a_short_line_in_the_log(
+    cloud: CloudinaryDouble, clouded: Client, caplog: pytest.LogCaptureFixture, said: bytes
+) -> None:
+    patient = make_patient(clouded)
+    cloud.fail(1, said)
+    assert_refused(clouded.post("/reports", **reported(patient["id"], picture())), 502)
+    [record] = [record for record in caplog.records if record.name == "hosi.media" and record.levelname == "ERROR"]
+    assert (len(record.getMessage()) < 1_000, record.exc_info) == (True, None)
 
 
 def test_a_patient_archived_meanwhile_gets_no_report_and_no_image_stays(
