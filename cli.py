@@ -3,9 +3,9 @@
 import random
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import click
@@ -196,6 +196,26 @@ def seed_clinic(
 
 
 COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, audit_group, seed_clinic)
+
+
+def _in_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a command say in a sentence, without a traceback, that the database is away or locked."""
+
+    @wraps(callback)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return callback(*args, **options)
+        except Exception as error:
+            if errors.is_temporary(error) and (known := errors.from_database(error)):
+                raise click.ClickException(known.msg) from None
+            raise
+
+    return run
+
+
+for command in (*COMMANDS, *audit_group.commands.values()):
+    if command.callback:
+        command.callback = _in_sentences(command.callback)
 
 
 def init_app(app: Flask) -> None:

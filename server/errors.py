@@ -14,6 +14,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from werkzeug.exceptions import HTTPException
 
+from server.outage import outage
+
 log = logging.getLogger("hosi")
 
 Fields = Mapping[str, list[str]]
@@ -118,9 +120,26 @@ def constraint_of(error: DBAPIError) -> str:
     return match[1] if match else ""
 
 
-def _is_faulty_sql(error: Exception) -> bool:
-    """Return whether SQLite refused the SQL itself. It raises OperationalError for this and for a busy disk."""
-    return getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+def _sqlite_code(error: Exception) -> int | None:
+    """Return SQLite's primary result code, the low byte of the extended one. https://sqlite.org/rescode.html"""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction: a standby, or default_transaction_read_only
+SAYS_READ_ONLY = "The database can only be read at this moment. Please try again."
+
+
+def _is_read_only(error: Exception) -> bool:
+    """Return whether the database refused a write because it can only be read."""
+    pgcode = getattr(getattr(error, "orig", None), "pgcode", None)
+    return pgcode == READ_ONLY or _sqlite_code(error) == sqlite3.SQLITE_READONLY
+
+
+def is_outage(error: Exception) -> bool:
+    """Return whether the database is away or too slow. SQLite raises OperationalError for wrong SQL, too."""
+    away = isinstance(error, OperationalError | InterfaceError | PoolTimeout)
+    return away and _sqlite_code(error) != sqlite3.SQLITE_ERROR
 
 
 # SQLSTATE of deadlock, serialisation failure and lock not available: the transaction can be tried again.
@@ -132,6 +151,11 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, StaleDataError):
         return True
     return isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) in _PASSING
+
+
+def is_temporary(error: Exception) -> bool:
+    """Return whether the same request may succeed later: the database is away, read-only, or in use."""
+    return is_passing(error) or _is_read_only(error) or is_outage(error)
 
 
 def is_worth_another_try(error: Exception) -> bool:
@@ -148,8 +172,11 @@ def from_database(error: Exception) -> APIError | None:
         return known or Conflict("This contradicts what is stored: another record refers to it or has the same value.")
     if isinstance(error, DataError):
         return Invalid(body="A value is out of the range that can be stored.")
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeout) and not _is_faulty_sql(error):
-        log.error("the database did not answer: %s", type(error.__cause__ or error).__name__, exc_info=error)
+    if _is_read_only(error):
+        outage.failed(error)
+        return Unavailable(SAYS_READ_ONLY)
+    if is_outage(error):
+        outage.failed(error)
         return Unavailable("The database cannot be reached, or did not answer in time. Please try again.")
     return None
 
@@ -158,9 +185,8 @@ def field_errors(found: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return pydantic's messages by field, without the values: a value may be a password."""
     fields: dict[str, list[str]] = {}
     for one in found:
-        name = (
-            ".".join(part[:100] for part in one["loc"] if isinstance(part, str)) or "body"
-        )  # numbers are positions in a list
+        # a number is a position in a list
+        name = ".".join(part[:100] for part in one["loc"] if isinstance(part, str)) or "body"
         text = "This field is not known here." if one["type"] == "extra_forbidden" else one["msg"]
         fields.setdefault(name, []).append(text.removeprefix("Value error, "))
     return fields

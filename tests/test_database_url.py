@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import USUAL, Client, make_patient, run_flask, sign_in, sign_up
+from client import Client, migrate
+from factories import USUAL, make_patient, sign_in, sign_up
 from flask import Flask
 from psycopg2.extensions import parse_dsn
 from sqlalchemy import make_url
@@ -155,7 +156,7 @@ def test_the_clinic_is_served_while_the_first_host_is_away(
 ) -> None:
     account, name = account_and_name(empty_database)
     app = make_clinic(f"postgresql://{account}{first},{by_tcp}/{name}?target_session_attrs=read-write")
-    run_flask(app, "db", "upgrade")
+    migrate(app, "upgrade")
     sign_up(app, "Ada", "admin")
     assert make_patient(sign_in(app, "Ada"))["version"] == 1
     assert Client(app).get("/readyz").status_code == 200

@@ -3,26 +3,33 @@
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
 import pytest
-from client import Client, assert_refused, migrate
+from client import Client, assert_refused, migrate, run_cli
 from factories import USUAL, make_patient, sign_in, sign_up
 from flask import Flask
 from flask_jwt_extended import create_access_token
+from psycopg2.extensions import parse_dsn
+from sqlalchemy import Engine
 
 from app import create_app
+from server import outage
 from testing.postgresql import run_sql
+
+MakeClinic = Callable[..., Flask]
 
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
 NOBODY = "postgresql://ward:a-secret@127.0.0.1:1/clinic"  # a port on which nothing listens
+NO_NAME = "postgresql://ward:a-secret@no..host/clinic"  # a name that does not resolve
+SECRETS = ("a-secret", "127.0.0.1", "nowhere", "no..host", "sqlite", "psycopg", "ward")
 
 
-@pytest.fixture(params=[NOBODY, "sqlite:////nowhere/at/all/hosi.db"], ids=["postgresql", "sqlite"])
+@pytest.fixture(params=[NOBODY, NO_NAME, "sqlite:////nowhere/at/all/hosi.db"], ids=["postgresql", "no name", "sqlite"])
 def stranded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
     """Someone with a token, while the database is away."""
     app = create_app({**USUAL, "DATABASE_URL": request.param, "INSTANCE_PATH": tmp_path / "instance"})
@@ -54,8 +61,30 @@ def test_while_the_database_is_away_the_answer_is_503_and_when_to_try_again(
     assert_refused(refused, 503)
     assert int(refused.headers["Retry-After"]) > 0
     assert refused.headers["X-Request-ID"]
-    for secret in ("a-secret", "127.0.0.1", "nowhere", "sqlite", "psycopg", "ward"):
+    for secret in SECRETS:
         assert secret not in refused.text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "audit verify",
+        "audit head",
+        "purge",
+        "seed --patients 1",
+        "reset-link ada@clinic.test",
+        "db upgrade",
+        "db current",
+    ],
+)
+def test_while_the_database_is_away_a_command_ends_with_a_sentence(
+    stranded: Client, command: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    code, said = run_cli(stranded.app, *command.split())
+    assert code == 1
+    assert "The database" in said + caplog.text
+    assert "Traceback" not in said + caplog.text
+    assert "a-secret" not in said + caplog.text
 
 
 def test_the_process_lives_while_the_database_is_away(stranded: Client) -> None:
@@ -64,6 +93,24 @@ def test_the_process_lives_while_the_database_is_away(stranded: Client) -> None:
 
 def test_bad_input_is_seen_before_the_database_is_asked(stranded: Client) -> None:
     assert_refused(stranded.post("/login", {"email": "ada@clinic.test"}), 422, "password")
+
+
+def keys_of(app: Flask) -> dict[str, Any]:
+    """Return the settings by which another application takes this one's tokens."""
+    return {name: app.config[name] for name in ("SECRET_KEY", "JWT_SECRET_KEY", "AUDIT_KEY")}
+
+
+@pytest.fixture
+def make_clinic(tmp_path: Path) -> Iterator[MakeClinic]:
+    made: list[Flask] = []
+
+    def make(**settings: Any) -> Flask:
+        made.append(create_app({**USUAL, "INSTANCE_PATH": tmp_path / "instance", **settings}))
+        return made[-1]
+
+    yield make
+    for app in made:
+        engine_of(app).dispose()
 
 
 @pytest.fixture
@@ -136,6 +183,120 @@ def test_cut_connections_cost_no_request(ada: Client, empty_database: str) -> No
             [left] = cursor.fetchone()
     assert ada.post("/patients", PATIENT).status_code == 201
     assert len(ada.get("/patients").json) == 1
+
+
+# --- The log of an outage ---
+
+
+@contextlib.contextmanager
+def away(app: Flask, url: str, postgresql: str) -> Iterator[None]:
+    """Take the database away for the time of the block."""
+    engine_of(app).dispose()
+    if url.startswith("sqlite"):
+        file = Path(url.removeprefix("sqlite:///"))
+        file.rename(file.with_suffix(".kept"))
+        file.mkdir()
+        yield
+        file.rmdir()
+        file.with_suffix(".kept").rename(file)
+    else:
+        name = parse_dsn(url)["dbname"]
+        run_sql(postgresql, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        yield
+        run_sql(postgresql, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+def engine_of(app: Flask) -> Engine:
+    with app.app_context():
+        engine: Engine = app.extensions["sqlalchemy"].engine
+    return engine
+
+
+def failures(caplog: pytest.LogCaptureFixture) -> list[bool]:
+    """Return for each logged failure of the database whether it has a traceback, and forget them."""
+    found = [bool(record.exc_info) for record in caplog.records if "did not answer" in record.getMessage()]
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+    caplog.clear()
+    return found
+
+
+def test_an_outage_has_one_traceback_in_the_log_and_a_line_for_each_other_failure(
+    ada: Client, empty_database: str, postgresql: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ada.get("/patients").status_code == 200
+    with away(ada.app, empty_database, postgresql):
+        for ask in (lambda: ada.get("/patients"), lambda: ada.post("/patients", PATIENT), lambda: ada.get("/readyz")):
+            assert_refused(ask(), 503)
+        assert failures(caplog) == [True, False, False]
+        monkeypatch.setattr(outage, "QUIET", 0)  # as if a minute had passed
+        assert_refused(ada.get("/patients"), 503)
+        assert failures(caplog) == [True]
+        monkeypatch.undo()
+        assert_refused(ada.get("/patients"), 503)
+        assert failures(caplog) == [False]
+    assert ada.get("/patients").status_code == 200
+    assert "the database answers again" in caplog.text
+    with away(ada.app, empty_database, postgresql):
+        assert_refused(ada.get("/patients"), 503)
+        assert failures(caplog) == [True]
+
+
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
+def test_statements_that_take_too_long_are_a_row_of_failures_too(
+    ada: Client, empty_database: str, make_clinic: MakeClinic, caplog: pytest.LogCaptureFixture
+) -> None:
+    hurried = Client(make_clinic(DATABASE_URL=empty_database, STATEMENT_TIMEOUT=1, **keys_of(ada.app)), ada.token)
+    with contextlib.closing(psycopg2.connect(empty_database)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE patients IN ACCESS EXCLUSIVE MODE")
+        for _ in range(3):
+            assert_refused(hurried.get("/patient/1"), 503)
+    assert failures(caplog) == [True, False, False]
+
+
+# --- A database that can only be read ---
+
+
+def only_readable(app: Flask, url: str, make_clinic: MakeClinic) -> Flask:
+    """Return the same clinic, whose database can only be read."""
+    engine_of(app).dispose()
+    if url.startswith("sqlite"):
+        return make_clinic(
+            DATABASE_URL=f"sqlite:///file:{url.removeprefix('sqlite:///')}?mode=ro&uri=true", **keys_of(app)
+        )
+    run_sql(url, f"ALTER DATABASE {parse_dsn(url)['dbname']} SET default_transaction_read_only = on")
+    return app
+
+
+def test_a_database_that_can_only_be_read_is_not_ready_and_serves_readers(
+    ada: Client, empty_database: str, make_clinic: MakeClinic
+) -> None:
+    patient = make_patient(ada)
+    reader = Client(only_readable(ada.app, empty_database, make_clinic), ada.token)
+    assert_refused(reader.get("/readyz"), 503)
+    assert reader.get("/readyz").json["msg"].startswith("The database can only be read")
+    assert reader.get("/patients").json == [patient]
+    refused = reader.patch("/patient/1", {"first_name": "Zawadi"})
+    assert_refused(refused, 503)
+    assert refused.json["msg"].startswith("The database can only be read")
+
+
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
+def test_a_connection_to_a_server_that_became_a_standby_is_given_up(
+    ada: Client, empty_database: str, postgresql: str
+) -> None:
+    name = parse_dsn(empty_database)["dbname"]
+    run_sql(postgresql, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    engine_of(ada.app).dispose()
+    assert_refused(ada.post("/patients", PATIENT), 503)
+    run_sql(postgresql, f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+    assert ada.post("/patients", PATIENT).status_code == 201  # by a new connection: an old one keeps the old setting
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_a_database_in_which_somebody_writes_is_ready(ada: Client) -> None:
+    with engine_of(ada.app).begin() as connection:
+        connection.exec_driver_sql("UPDATE users SET version = version")
+        assert ada.get("/readyz").status_code == 200
 
 
 def test_who_reads_nothing_of_an_answer_keeps_no_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
