@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 from client import Client, assert_refused, migrate, run_cli
-from factories import USUAL, make_patient, sign_in, sign_up
+from factories import USUAL, MakeApp, make_patient, sign_in, sign_up
 from flask import Flask
 from flask_jwt_extended import create_access_token
 from psycopg2.extensions import parse_dsn
@@ -21,7 +21,6 @@ from app import create_app
 from server import outage
 from testing.postgresql import run_sql
 
-MakeClinic = Callable[..., Flask]
 
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
 NOBODY = "postgresql://ward:a-secret@127.0.0.1:1/clinic"  # a port on which nothing listens
@@ -101,7 +100,7 @@ def keys_of(app: Flask) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_clinic(tmp_path: Path) -> Iterator[MakeClinic]:
+def make_clinic(tmp_path: Path) -> Iterator[MakeApp]:
     made: list[Flask] = []
 
     def make(**settings: Any) -> Flask:
@@ -243,7 +242,7 @@ def test_an_outage_has_one_traceback_in_the_log_and_a_line_for_each_other_failur
 
 @pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
 def test_statements_that_take_too_long_are_a_row_of_failures_too(
-    ada: Client, empty_database: str, make_clinic: MakeClinic, caplog: pytest.LogCaptureFixture
+    ada: Client, empty_database: str, make_clinic: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     hurried = Client(make_clinic(DATABASE_URL=empty_database, STATEMENT_TIMEOUT=1, **keys_of(ada.app)), ada.token)
     with contextlib.closing(psycopg2.connect(empty_database)) as connection, connection.cursor() as cursor:
@@ -256,7 +255,7 @@ def test_statements_that_take_too_long_are_a_row_of_failures_too(
 # --- A database that can only be read ---
 
 
-def only_readable(app: Flask, url: str, make_clinic: MakeClinic) -> Flask:
+def only_readable(app: Flask, url: str, make_clinic: MakeApp) -> Flask:
     """Return the same clinic, whose database can only be read."""
     engine_of(app).dispose()
     if url.startswith("sqlite"):
@@ -268,7 +267,7 @@ def only_readable(app: Flask, url: str, make_clinic: MakeClinic) -> Flask:
 
 
 def test_a_database_that_can_only_be_read_is_not_ready_and_serves_readers(
-    ada: Client, empty_database: str, make_clinic: MakeClinic
+    ada: Client, empty_database: str, make_clinic: MakeApp
 ) -> None:
     patient = make_patient(ada)
     reader = Client(only_readable(ada.app, empty_database, make_clinic), ada.token)

@@ -14,7 +14,8 @@ from typing import Any
 
 import psycopg2
 import pytest
-from conftest import Client, assert_refused, make_patient, run_cli, run_flask, sign_in, sign_up
+from client import Client, assert_refused, migrate, run_cli
+from factories import make_patient, sign_in, sign_up
 from flask import Flask
 from sqlalchemy import Engine
 
@@ -104,7 +105,7 @@ def revision_of(app: Flask) -> str:
 
 @pytest.fixture
 def ada(bare_app: Flask) -> Client:
-    run_flask(bare_app, "db", "upgrade")
+    migrate(bare_app, "upgrade")
     sign_up(bare_app, "Ada", "admin")
     return sign_in(bare_app, "Ada")
 
@@ -126,7 +127,7 @@ def add_patients(app: Flask, number: int) -> None:
 
 
 def test_a_schema_that_newer_code_has_upgraded_is_ready(ada: Client, tmp_path: Path) -> None:
-    run_flask(ada.app, "db", "upgrade", "--directory", newer_code(tmp_path / "newer", ADDS_A_COLUMN))
+    migrate(ada.app, "upgrade", "--directory", newer_code(tmp_path / "newer", ADDS_A_COLUMN))
     ready = ada.get("/readyz")
     assert (ready.status_code, ready.json["schema_revision"]) == (200, "9001")
     assert make_patient(ada)["version"] == 1
@@ -139,8 +140,8 @@ def test_a_schema_that_is_older_or_of_another_program_is_not_ready(ada: Client, 
 
 
 def test_a_node_of_the_old_version_starts_after_the_upgrade(ada: Client, tmp_path: Path) -> None:
-    run_flask(ada.app, "db", "upgrade", "--directory", newer_code(tmp_path / "newer", ADDS_A_COLUMN))
-    run_flask(ada.app, "db", "upgrade")  # as `make run` does
+    migrate(ada.app, "upgrade", "--directory", newer_code(tmp_path / "newer", ADDS_A_COLUMN))
+    migrate(ada.app, "upgrade")  # as `make run` does
     assert revision_of(ada.app) == "9001"
     assert run_cli(ada.app, "db", "downgrade")[0] == 1
 
@@ -161,7 +162,7 @@ def test_migrations_before_one_that_fails_are_kept(ada: Client, tmp_path: Path) 
 @pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
 def test_a_migration_waits_for_a_lock_while_others_go_on(ada: Client, empty_database: str, tmp_path: Path) -> None:
     newer = newer_code(tmp_path / "newer", ADDS_A_COLUMN)
-    upgrade = threading.Thread(target=run_flask, args=(ada.app, "db", "upgrade", "--directory", newer))
+    upgrade = threading.Thread(target=migrate, args=(ada.app, "upgrade", "--directory", newer))
     with closing(psycopg2.connect(empty_database)) as long_reader, long_reader.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM patients")  # its transaction holds the table for two seconds
         upgrade.start()
@@ -182,7 +183,7 @@ def test_rows_are_rewritten_while_readers_and_writers_go_on(ada: Client, tmp_pat
     app = ada.app
     make_patient(ada, last_name="Wanjiru")
     add_patients(app, 5_000)
-    run_flask(app, "db", "downgrade", LANDED)
+    migrate(app, "downgrade", LANDED)
     newer = newer_code(tmp_path / "newer", ADDS_A_COLUMN, REWRITES_ROWS, size=200, pause=0.0005)
     done = threading.Event()
     answers: list[tuple[int, float]] = []
@@ -203,7 +204,7 @@ def test_rows_are_rewritten_while_readers_and_writers_go_on(ada: Client, tmp_pat
     for thread in threads:
         thread.start()
     try:
-        run_flask(app, "db", "upgrade", "--directory", newer)
+        migrate(app, "upgrade", "--directory", newer)
     finally:
         done.set()
         for thread in threads:
