@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from testing.postgresql import empty_database as empty_database_at
 from testing.postgresql import postgresql_server, run_sql
 
 ENGINES = ("sqlite", "postgresql")
-
 
 # The tests' own server forgets what a crash of the machine would cost it: no test pulls the plug.
 FORGETFUL = tuple(f"ALTER SYSTEM SET {name} = off" for name in ("fsync", "full_page_writes", "synchronous_commit"))
@@ -54,11 +54,27 @@ def postgresql() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def quick_folder() -> Iterator[Path]:
+    """A folder in memory where Linux has one: SQLite and the image store sync each write to the disk."""
+    memory = Path("/dev/shm")
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
+    with tempfile.TemporaryDirectory(prefix="hosi-test-", dir=memory if roomy else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def own_folder(quick_folder: Path) -> Iterator[Path]:
+    """A quick folder of this test alone."""
+    with tempfile.TemporaryDirectory(dir=quick_folder) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(params=ENGINES)
-def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def empty_database(request: pytest.FixtureRequest, own_folder: Path) -> Iterator[str]:
     """The URL of a database without any table, of this test alone."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'own.db'}"
+        yield f"sqlite:///{own_folder / 'own.db'}"
         return
     server = str(request.getfixturevalue("postgresql"))
     with empty_database_at(server, f"hosi_test_{os.getpid()}_own") as url:
@@ -66,14 +82,14 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[s
 
 
 @pytest.fixture(scope="session", params=ENGINES)
-def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def database_url(request: pytest.FixtureRequest, quick_folder: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'hosi.db'}"
+        return f"sqlite:///{quick_folder / 'hosi.db'}"
     return str(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture(scope="session")
-def make_app(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Flask]]:
+def make_app(database_url: str, quick_folder: Path) -> Iterator[Callable[..., Flask]]:
     """Makes an application on the tests' database, with other settings than usual."""
     made: list[Flask] = []
 
@@ -84,7 +100,7 @@ def make_app(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     def make(**settings: Any) -> Flask:
         let_go(made[1:])  # an idle application keeps its connections, and PostgreSQL has a hundred
-        here = {"DATABASE_URL": database_url, "INSTANCE_PATH": tmp_path_factory.mktemp("instance")}
+        here = {"DATABASE_URL": database_url, "INSTANCE_PATH": tempfile.mkdtemp(dir=quick_folder)}
         made.append(create_app({**USUAL, **here, **settings}))
         return made[-1]
 
@@ -101,9 +117,9 @@ def migrated(make_app: Callable[..., Flask]) -> Flask:
 
 
 @pytest.fixture
-def bare_app(empty_database: str, tmp_path: Path) -> Iterator[Flask]:
+def bare_app(empty_database: str, own_folder: Path) -> Iterator[Flask]:
     """An application on a database of its own, in which there is nothing yet, no schema either."""
-    app = create_app({**USUAL, "DATABASE_URL": empty_database, "INSTANCE_PATH": tmp_path / "instance"})
+    app = create_app({**USUAL, "DATABASE_URL": empty_database, "INSTANCE_PATH": own_folder / "instance"})
     yield app
     with app.app_context():
         app.extensions["sqlalchemy"].engine.dispose()
