@@ -21,7 +21,6 @@ from app import create_app
 from server import outage
 from testing.postgresql import run_sql
 
-
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
 NOBODY = "postgresql://ward:a-secret@127.0.0.1:1/clinic"  # a port on which nothing listens
 NO_NAME = "postgresql://ward:a-secret@no..host/clinic"  # a name that does not resolve
