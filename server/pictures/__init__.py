@@ -58,7 +58,7 @@ def check(file: IO[bytes]) -> Picture:
     """Return the picture in `file`, whole and freed of metadata, for the caller to close.
 
     Reads `file` at once from its start, and leaves it open and rewound; the caller limits its size.
-    Raises UnfitPicture for an unknown format, a damaged or too large picture, or one that a PNG cannot hold.
+    Raises UnfitPicture if the format is unknown, or the picture is damaged, too large, or too rich for a PNG.
     """
     file.seek(0)
     source = file.read()

@@ -1,4 +1,4 @@
-"""JPEG: keeps the data for decoding, the orientation and the colour profile; refuses what is incomplete.
+"""JPEG: keeps the data for decoding, the orientation and the colour profile; refuses incomplete data.
 
 ITU-T T.81 (annex B) defines the segments, T.871 JFIF, ICC.1 (B.4) the profile.
 """
@@ -40,11 +40,11 @@ _ICC_CHUNK_SIZE = 65_533 - _ICC_CHUNK_AT
 
 _BLOCK = 64  # coefficients
 _NOT_SENT = 0xFF  # more than any bit position in a scan header
-_SEQUENTIAL = bytes((0, _BLOCK - 1, 0))  # what a scan header says in a sequential JPEG: all coefficients, all bits
+_SEQUENTIAL = bytes((0, _BLOCK - 1, 0))  # Ss, Se, Ah and Al of a sequential scan: all coefficients, all bits
 
 _PADDING = re.compile(rf"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x{EOI:02x}")
 _MAX_PADDING = 16  # bytes; some cameras fill the last words
-_FILLER = re.compile(rb"\0+|(?:\xff\0)+")  # zeros, or ones, of which each FF is stuffed
+_FILLER = re.compile(rb"\0+|(?:\xff\0)+")  # bits of 0, or bits of 1 with a stuffed 00 behind each FF
 
 # Each scan is a pass over the whole picture, of 0.7 ns a pixel at least. Encoders write about ten.
 _MAX_SCANS = 100
@@ -83,9 +83,7 @@ def count_padding(content: bytes) -> int:
     except ValueError as error:
         found = _PADDING.search(str(error))
         padding = int(found[1]) if found else 0
-        if not 0 < padding <= _MAX_PADDING or not _FILLER.fullmatch(
-            content, len(content) - 2 - padding, len(content) - 2
-        ):
+        if padding > _MAX_PADDING or not _FILLER.fullmatch(content[-2 - padding : -2]):
             raise
         _decode_strictly(content[: -2 - padding] + content[-2:])
         return padding
@@ -146,7 +144,7 @@ class _JpegCleaner:
         return marker
 
     def _read_application(self, marker: int, payload: bytes) -> None:
-        """Note what `_finish` writes anew. Decoders read no Adobe and ICC segments behind the first scan."""
+        """Note the segments that `_finish` writes. Decoders read Adobe and ICC segments before the first scan only."""
         if marker == APP0 and payload.startswith(_JFIF):
             behind_version = len(_JFIF) + 1
             self._jfif = (_JFIF + _JFIF_VERSION + payload[behind_version:_THUMBNAIL_AT]).ljust(_JFIF_SIZE, b"\0")
@@ -165,7 +163,7 @@ class _JpegCleaner:
             self._frame = _Frame(payload, progressive=marker == SOF2)
             refuse_bomb(self._frame.width, self._frame.height)
         if marker == DNL and len(payload) != 2:
-            raise UnfitPicture(DAMAGED)  # decoders ignore the segment, whatever text is in it
+            raise UnfitPicture(DAMAGED)  # decoders ignore the segment, so text could hide in it
         if marker != SOS:
             return _segment(marker, payload)
         self._count_scan()
@@ -197,7 +195,7 @@ class _JpegCleaner:
 
 
 class _Frame:
-    """A frame header, and what its scans have brought so far (T.81, B.2.2 and G.1.1.1).
+    """A frame header, and the coefficients that its scans have sent so far (T.81, B.2.2 and G.1.1.1).
 
     A progressive JPEG that is cut between two scans is well-formed, but lacks bits or coefficients.
     """
@@ -210,7 +208,7 @@ class _Frame:
         self._lowest_bits = [[_NOT_SENT] * _BLOCK for _ in range(components)]
 
     def read_scan(self, header: bytes) -> bytes:
-        """Note what a scan brings; return its header as we keep it."""
+        """Note the coefficients of a scan; return its header as we keep it."""
         selectors = header[1 : 1 + 2 * header[0] : 2]
         first, last, bits = header[-3:] if self.progressive else _SEQUENTIAL
         components: set[int] = set()

@@ -14,7 +14,7 @@ from server.pictures.refusals import DAMAGED, UnfitPicture, refuse_bomb
 _KEPT = frozenset(b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD pHYs cICP mDCV cLLI acTL fcTL fdAT".split())
 _REPEATED = frozenset((b"IDAT", b"fcTL", b"fdAT"))
 
-# The sizes of chunks that are not pixels. Decoders ignore what follows: text could hide there.
+# The sizes of chunks that are not pixels. Decoders ignore surplus bytes: text could hide there.
 _SIZES: dict[bytes, Container[int]] = {
     b"PLTE": range(3, 769, 3),
     b"IEND": (0,),

@@ -75,7 +75,7 @@ def _refuse_many_values(source: bytes) -> None:
 
 
 def _refuse_loss(image: TiffImageFile) -> None:
-    """Refuse what Pillow drops or rounds without a word, and what a PNG cannot hold."""
+    """Refuse a picture that Pillow would round without a warning, or that a PNG cannot hold."""
     tags = image.tag_v2
     camera_raw = SUB_IFDS in tags or tags.get(NEW_SUBFILE_TYPE, 0) & REDUCED_RESOLUTION
     if image.is_animated or camera_raw:

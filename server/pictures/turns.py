@@ -1,7 +1,7 @@
 """Turns at the decoder: small pictures pass large ones.
 
-Decoding takes up to some hundred megabytes of memory and, for a large TIFF, half a minute. So the large pictures of a
-process are decoded one at a time, and so are the small ones, but neither kind waits for the other.
+Decoding can take several hundred megabytes of memory and, for a large TIFF, half a minute. A process decodes one
+large picture at a time, and one small picture beside it.
 """
 
 import threading

@@ -13,7 +13,7 @@ from server.pictures.parts import CleanedPicture, PartReader
 assert WebPImagePlugin.SUPPORTED  # noqa: S101
 
 _KEPT = frozenset((b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM"))
-_SIZES = {b"VP8X": 10, b"ANIM": 6}  # decoders ignore what follows: text could hide there
+_SIZES = {b"VP8X": 10, b"ANIM": 6}  # decoders ignore surplus bytes: text could hide there
 
 _RIFF_HEADER_SIZE = 12  # "RIFF", the size of all that follows, "WEBP"
 _FIRST_PAYLOAD = 20  # behind the header of the first chunk
