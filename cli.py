@@ -134,7 +134,10 @@ def audit_verify(head: str | None) -> None:
 @with_appcontext
 def audit_head() -> None:
     """Print the head of the whole history. Keep the line elsewhere, for verify --head."""
-    click.echo(audit.head_of_all())
+    try:
+        click.echo(audit.head_of_all())
+    except audit.StillWriting as error:
+        raise click.ClickException(str(error)) from None
 
 
 @click.command("seed")

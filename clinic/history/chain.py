@@ -224,11 +224,8 @@ def _write_heads(connection: Connection, ends: Heads, known: Heads) -> None:
 
 
 _last_id = text("SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'")
-# Takes the lock of the INSERT before it draws ids: who holds the table's SHARE lock knows that no id is on its way.
-_drawn_ids = text(
-    "LOCK TABLE audit_entries IN ROW EXCLUSIVE MODE; "
-    "SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)"
-)
+# The transaction has a number before it draws ids, for `settled_id`.
+_drawn_ids = text("SELECT pg_current_xact_id(); SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)")
 
 
 def _new_ids(connection: Connection, count: int) -> list[int]:

@@ -5,6 +5,7 @@ import heapq
 import hmac
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,27 @@ from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, Text, func, literal, select, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    Text,
+    func,
+    literal,
+    literal_column,
+    select,
+    type_coerce,
+)
 
 from clinic.history import macs
 from clinic.history.chain import KINDS, SIGN_INS
 from clinic.history.macs import Chain
 from models import AuditEntry, AuditHead, LoginSession, User
-from server.database import db, reader
+from server.database import reader
+
+LONGEST_WAIT = 30  # seconds
 
 _entries, _heads = cast(Table, AuditEntry.__table__), cast(Table, AuditHead.__table__)
 
@@ -28,7 +43,7 @@ def verify(head: str | None = None) -> Iterator[str]:
 
     `head` is a line that `head_of_all` returned earlier. With it, an older copy of the whole database is found, too.
     """
-    with _snapshot() as connection:
+    with snapshot() as connection:
         purged_users = _purged_users(connection)
         for kind in _kinds(connection):
             if _is_word(kind):
@@ -40,10 +55,46 @@ def verify(head: str | None = None) -> Iterator[str]:
 
 
 def head_of_all() -> str:
-    """Returns the newest entry's id and a digest of all entries up to it, to be kept outside of the database."""
-    with _snapshot() as connection:
-        newest = connection.scalar(select(func.max(AuditEntry.id))) or 0
+    """Returns the newest entry's id and a digest of all entries up to it, to be kept outside of the database.
+
+    Raises `StillWriting`.
+    """
+    newest = settled_id()
+    with snapshot() as connection:
         return f"{newest}-{_digest_up_to(connection, newest)}"
+
+
+_oldest_transaction = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
+# One more than the highest number given out: a snapshot's xmax is one more than the highest number that has ended.
+_next_transaction = literal_column(
+    "pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age(pg_snapshot_xmax(pg_current_snapshot())::xid)",
+    BigInteger,
+)
+
+
+class StillWriting(Exception):
+    """A transaction was writing for so long that the newest entries are not certain yet."""
+
+
+def settled_id() -> int:
+    """Returns the id of the newest entry, once no lower id is still to be committed.
+
+    PostgreSQL commits ids in another order than it gives them out. A transaction that draws an id has its number
+    already. So every id below the newest is settled once all transactions that had a number have ended. Waiting for
+    that takes no lock, and works on a standby, too. Raises `StillWriting` after `LONGEST_WAIT` seconds.
+    """
+    with reader() as connection:
+        newest = select(func.coalesce(func.max(AuditEntry.id), 0))
+        if connection.dialect.name == "sqlite":  # only one transaction writes at a time
+            return int(connection.scalar(newest) or 0)
+        found, next_number = connection.execute(newest.add_columns(_next_transaction)).one()
+        end = time.monotonic() + LONGEST_WAIT
+        while time.monotonic() < end:
+            connection.rollback()  # the next statement sees who has ended since
+            if (connection.scalar(select(_oldest_transaction)) or 0) >= next_number:
+                return int(found)
+            time.sleep(0.05)
+    raise StillWriting(f"Other transactions have been writing for {LONGEST_WAIT} seconds. Run this again later.")
 
 
 def _verify_head(connection: Connection, head: str) -> Iterator[str]:
@@ -66,19 +117,14 @@ _as_text = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 @contextmanager
-def _snapshot() -> Iterator[Connection]:
+def snapshot() -> Iterator[Connection]:
     """Opens a connection that sees one state of the database, while others go on writing.
 
-    PostgreSQL gives out ids before they are committed. The lock waits for every writer that has drawn ids, so that no
-    id below the newest is still to come. SQLite keeps any bytes as a text: bytes that are not UTF-8 are read, too.
+    SQLite keeps any bytes as a text: bytes that are not UTF-8 are read, too.
     """
     with reader() as connection:
         if connection.dialect.name == "postgresql":
-            connection.execution_options(isolation_level="REPEATABLE READ")
-            with db.engine.begin() as gate:
-                gate.exec_driver_sql("LOCK TABLE audit_entries IN SHARE MODE")
-                connection.execute(select(1))
-            yield connection
+            yield connection.execution_options(isolation_level="REPEATABLE READ")
             return
         driver: Any = connection.connection.driver_connection
         text_factory, driver.text_factory = driver.text_factory, _as_text
