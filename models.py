@@ -675,6 +675,8 @@ class AuditEntry(Base):
     changes: Mapped[str | None] = mapped_column(Text)  # JSON, {field: [from, to]}; null once purged
     digest: Mapped[str] = mapped_column(String(64))
     mac: Mapped[str] = mapped_column(String(64))
+    spelling: Mapped[int] = mapped_column(server_default="1")  # what the mac covers: clinic/history/macs.py
+    key_number: Mapped[int] = mapped_column(server_default="1")
 
 
 class AuditHead(Base):
@@ -687,6 +689,17 @@ class AuditHead(Base):
     seq: Mapped[int]
     entry_mac: Mapped[str] = mapped_column(String(64))
     mac: Mapped[str] = mapped_column(String(64))
+    key_number: Mapped[int] = mapped_column(server_default="1")
+
+
+class Clinic(Base):
+    """What the database keeps about the clinic as a whole: one row."""
+
+    __tablename__ = "clinic"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, default=1)
+    audit_keys: Mapped[str | None] = mapped_column(Text)  # JSON, written by clinic/history/keys.py
 
 
 class IdempotencyKey(Base):

@@ -38,7 +38,7 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     status: str = Field(examples=["ready"])
     database: str = Field(examples=["sqlite"])
-    schema_revision: str = Field(examples=["0008"])
+    schema_revision: str = Field(examples=["0009"])
 
 
 @system.get("/")

@@ -96,6 +96,7 @@ CHECKS = {
     "ck_appointments_duration_minutes",
     "ck_appointments_overbooked_reason",
     "ck_appointments_status",
+    "ck_clinic_one_row",
     "ck_patients_discharged_after_admitted",
     "ck_patients_sex",
     "ck_patients_status",
