@@ -14,11 +14,23 @@ from flask.cli import with_appcontext
 from pydantic import ValidationError
 
 from clinic import accounts, archive, demo, idempotency, images
-from clinic.history import verification as audit
+from clinic.history import keys, verification
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
 from server import database, errors
 from server.database import clinic_zone, db, now
+
+
+def writing(command: Callable[..., None]) -> Callable[..., None]:
+    """Runs the command in an application context, unless `AUDIT_KEY` is wrong: then it stops with a sentence."""
+
+    @with_appcontext
+    @wraps(command)
+    def checked(*args: Any, **options: Any) -> None:
+        keys.stop_on_wrong_key()
+        command(*args, **options)
+
+    return checked
 
 
 @click.command("create-admin")
@@ -26,7 +38,7 @@ from server.database import clinic_zone, db, now
 @click.option("--first-name", prompt=True)
 @click.option("--last-name", prompt=True)
 @click.password_option(help="asked for when it is not given")
-@with_appcontext
+@writing
 def create_admin(email: str, first_name: str, last_name: str, password: str) -> None:
     """Make an administrator."""
     try:
@@ -47,7 +59,7 @@ def create_admin(email: str, first_name: str, last_name: str, password: str) -> 
 
 @click.command("reset-link")
 @click.argument("email")
-@with_appcontext
+@writing
 def reset_link(email: str) -> None:
     """Print a link with which EMAIL can set a new password, once and within an hour."""
     link = accounts.new_reset_link(email)
@@ -71,7 +83,7 @@ class Age(click.ParamType[timedelta]):
 @click.command("purge")
 @click.option("--older-than", type=Age(), help="also erase, for good, what was archived longer ago: 90d, 12w, 24h")
 @click.option("--dry-run", is_flag=True, help="only say what would be erased")
-@with_appcontext
+@writing
 def purge(older_than: timedelta | None, dry_run: bool) -> None:
     """Delete leftovers, and erase records that were archived long ago.
 
@@ -122,9 +134,12 @@ def audit_group() -> None:
 def audit_verify(head: str | None) -> None:
     """Check the whole history and name each record at fault."""
     faults = 0
-    for fault in audit.verify(head):
-        faults += 1
-        click.echo(fault)
+    try:
+        for fault in verification.verify(head):
+            faults += 1
+            click.echo(fault)
+    except keys.WrongAuditKey as error:
+        raise click.ClickException(f"{error.msg}\nNothing was verified.") from None
     if faults:
         raise click.ClickException(f"{faults} found.")
     click.echo("The history is whole.")
@@ -135,9 +150,16 @@ def audit_verify(head: str | None) -> None:
 def audit_head() -> None:
     """Print the head of the whole history. Keep the line elsewhere, for verify --head."""
     try:
-        click.echo(audit.head_of_all())
-    except audit.StillWriting as error:
+        click.echo(verification.head_of_all())
+    except verification.StillWriting as error:
         raise click.ClickException(str(error)) from None
+
+
+@audit_group.command("check-key")
+@with_appcontext
+def audit_check_key() -> None:
+    """Stop with a sentence if AUDIT_KEY is not the key of this database's history. gunicorn runs it at start."""
+    keys.stop_on_wrong_key()
 
 
 @click.command("seed")
@@ -154,7 +176,7 @@ def audit_head() -> None:
 @click.option("--password", default="demo clinic password", show_default=True, help="of everybody that is made")
 @click.option("--add", is_flag=True, help="add to the patients that there are")
 @click.option("--force", is_flag=True, help="do it in production, too")
-@with_appcontext
+@writing
 def seed_clinic(
     patients: int,
     doctors: int,
@@ -224,3 +246,12 @@ for command in (*COMMANDS, *audit_group.commands.values()):
 def init_app(app: Flask) -> None:
     for command in COMMANDS:
         app.cli.add_command(command)
+    _check_key_before_flask_run(app)
+
+
+def _check_key_before_flask_run(app: Flask) -> None:
+    """Compares `AUDIT_KEY` if `flask run` makes the application: an application cannot wrap Flask's own command."""
+    command = click.get_current_context(silent=True)
+    if command and command.info_name == "run":
+        with app.app_context():
+            keys.stop_on_wrong_key()

@@ -60,6 +60,9 @@ class Settings(BaseModel):
     AUDIT_KEY: str = Field(
         "", description="keys the record history; at least 32 bytes; keep it for as long as the records"
     )
+    AUDIT_KEY_PREVIOUS: Words = Field(
+        [], description="earlier keys of the record history, separated by commas; see `flask audit rotate --help`"
+    )
     DATABASE_URL: str = Field("", description="where the records are; empty: SQLite in the instance folder")
     STATEMENT_TIMEOUT: int = Field(30, ge=1, description="seconds that one SQL statement may take on PostgreSQL")
     INSTANCE_PATH: Path = Field(

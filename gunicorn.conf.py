@@ -2,9 +2,11 @@
 
 import socket
 import struct
+import subprocess
+import sys
 from typing import Any
 
-from config import read_settings
+from config import ROOT, read_settings
 
 _settings = read_settings()  # here too, so that a wrong setting stops the start with its sentence
 
@@ -23,6 +25,13 @@ max_requests = 20_000  # a worker is renewed now and then, not all at once
 max_requests_jitter = 2_000
 
 UNREAD = 30  # seconds: who reads nothing of an answer for so long shall not keep a thread and a database connection
+
+
+def on_starting(server: Any) -> None:
+    """Ends the start with a sentence if AUDIT_KEY is wrong. A process of its own: a reload must import app.py anew."""
+    command = [sys.executable, "-m", "flask", "--app", "app", "audit", "check-key"]
+    if code := subprocess.run(command, cwd=ROOT, check=False).returncode:  # noqa: S603  # a command of our own
+        sys.exit(code)
 
 
 def when_ready(server: Any) -> None:

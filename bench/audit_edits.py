@@ -30,6 +30,7 @@ from sqlalchemy.exc import IntegrityError  # noqa: E402
 from app import create_app  # noqa: E402
 from bench.server import database  # noqa: E402
 from clinic.history import macs  # noqa: E402
+from clinic.history.keys import audit_key  # noqa: E402
 from models import AuditEntry, AuditHead  # noqa: E402
 
 ENTRIES, HEADS = AuditEntry.__table__, AuditHead.__table__
@@ -118,7 +119,7 @@ class Attacker:
             return value + timedelta(microseconds=self.chance.choice((-1, 1, 60_000_000)))
         if column == "id":
             return self.entries[-1]["id"] + self.chance.randrange(1, 1000)
-        if column in ("seq", "record_id", "version", "actor_id"):
+        if column in ("seq", "record_id", "version", "actor_id", "spelling", "key_number"):
             return self.chance.choice([n for n in range(1000, 1020) if n != value])
         if column == "kind":
             return self.chance.choice([kind for kind in ("patient", "report", "unheard of") if kind != value])
@@ -222,7 +223,7 @@ class Attacker:
 
     def _put_back_head(self, newest: Row) -> None:
         """The head as it was when this entry was the newest: from an old copy of the database."""
-        key, chain = macs.audit_key(), (newest["kind"], newest["record_id"])
+        key, chain = audit_key(), (newest["kind"], newest["record_id"])
         mac = macs.of_head(key, chain, newest["seq"], newest["mac"])
         old = {"seq": newest["seq"], "entry_mac": newest["mac"], "mac": mac}
         self._write(self._head(update(HEADS), newest).values(old))

@@ -18,7 +18,14 @@ from server.database import db, now
 MakeApp = Callable[..., Flask]
 PASSWORD = "correct horse battery"
 NEW_PASSWORD = "a lantern over the ward"
-USUAL = {"FLASK_ENV": "testing", "BCRYPT_LOG_ROUNDS": 4, "RATELIMIT_ENABLED": False, "SIGNUP": "open"}
+AUDIT_KEY = "the key of the history in every test"
+USUAL = {
+    "FLASK_ENV": "testing",
+    "AUDIT_KEY": AUDIT_KEY,
+    "BCRYPT_LOG_ROUNDS": 4,
+    "RATELIMIT_ENABLED": False,
+    "SIGNUP": "open",
+}
 
 
 def sign_up(app: Flask, name: str, role: str = "doctor", **fields: Any) -> dict[str, Any]:

@@ -156,6 +156,10 @@ def test_a_file_of_sqlite_is_left_as_it_is(read: Read) -> None:
     assert read(**DEVELOPMENT, DATABASE_URL="sqlite:////srv/x.db")["SQLALCHEMY_DATABASE_URI"] == "sqlite:////srv/x.db"
 
 
+def test_earlier_keys_of_the_history_are_separated_by_commas(read: Read) -> None:
+    assert read(**DEVELOPMENT, AUDIT_KEY_PREVIOUS="first, second")["AUDIT_KEY_PREVIOUS"] == ["first", "second"]
+
+
 def test_cloudinary_may_be_set_by_one_url(read: Read) -> None:
     setting = read(**DEVELOPMENT, CLOUDINARY_URL="cloudinary://123:se%2Bcret@Clinic-1")
     assert [setting[f"CLOUDINARY_{part}"] for part in ("API_KEY", "API_SECRET", "CLOUD_NAME")] == [
@@ -389,6 +393,24 @@ def test_a_start_in_production_without_secrets_ends_with_one_sentence(checkout: 
     ended = run(checkout, *command, FLASK_ENV="production")
     assert ended.returncode != 0
     assert "SECRET_KEY is missing" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_wrong_audit_key_ends_the_start_with_one_sentence(upgraded: Path, server: str) -> None:
+    port = free_port()
+    person = [
+        "--first-name=Ada",
+        "--last-name=Otieno",
+        f"--email={port}@clinic.test",
+        "--password=correct horse battery",
+    ]
+    made = run(upgraded, "-m", "flask", "create-admin", *person)
+    assert made.returncode == 0, made.stderr
+    command, settings = SERVERS[server](port)
+    ended = run(upgraded, *command, **settings, AUDIT_KEY="a wrong key of thirty-two bytes and more")
+    assert ended.returncode != 0
+    assert "AUDIT_KEY is not the key that the record history in this database was written with." in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -15,7 +15,8 @@ from flask import g, has_request_context
 from sqlalchemy import ColumnElement, Connection, Table, bindparam, inspect, select, text, tuple_, update
 from sqlalchemy.orm import Session, UOWTransaction
 
-from clinic.history import macs
+from clinic.history import keys, macs
+from clinic.history.keys import Key
 from clinic.history.macs import Chain
 from models import (
     Appointment,
@@ -102,10 +103,9 @@ def note_sign_in(action: str, user_id: int | None, details: dict[str, Any]) -> N
 
 def _begin_sign_ins(connection: Connection) -> None:
     """Inserts an empty head, unless another transaction does: two first sign-ins may come at once."""
-    head = {"seq": 0, "entry_mac": macs.GENESIS, "mac": macs.of_head(macs.audit_key(), SIGN_INS, 0, macs.GENESIS)}
-    connection.execute(
-        upsert(AuditHead).values(kind=SIGN_INS[0], record_id=SIGN_INS[1], **head).on_conflict_do_nothing()
-    )
+    kind, record_id = SIGN_INS
+    head = {"kind": kind, "record_id": record_id, "seq": 0, "entry_mac": macs.GENESIS, "mac": ""}
+    connection.execute(upsert(AuditHead).values(head).on_conflict_do_nothing())
 
 
 def _event(record: Record, action: str, actor_id: int | None) -> Event:
@@ -171,21 +171,23 @@ def write(connection: Connection, events: Sequence[Event], heads: Heads | None =
     """Appends an entry for each event to its chain, in the caller's transaction.
 
     Takes four statements however many events there are; `heads`, if the caller has them locked, saves one. New records
-    have none: `heads={}`.
+    have none: `heads={}`. Raises `WrongAuditKey`, and nothing is written.
     """
     known = _locked_heads(connection, {event.chain for event in events}) if heads is None else heads
     ends = dict(known)
-    entries = _new_entries(connection, events, ends)
-    insert_many(connection, AuditEntry, (*macs.COVERED, "changes", "mac"), entries)
-    _write_heads(connection, ends, known)
+    ids, stored_keys = draw_ids(connection, len(events))
+    key = keys.current(connection, stored_keys)
+    entries = _new_entries(key, ids, events, ends)
+    insert_many(connection, AuditEntry, (*macs.SPELLINGS[macs.SPELLING], "changes", "mac"), entries)
+    _write_heads(connection, key, ends, known)
 
 
-def _new_entries(connection: Connection, events: Sequence[Event], ends: Heads) -> list[Sequence[Any]]:
+def _new_entries(key: Key, ids: Sequence[int], events: Sequence[Event], ends: Heads) -> list[Sequence[Any]]:
     """Returns the rows of the events' entries, and moves `ends` on to them."""
-    key, moment, request_id = macs.audit_key(), now(), errors.request_id()
+    moment, request_id = now(), errors.request_id()
     at = moment.strftime(macs.TIME_FORMAT)
     rows: list[Sequence[Any]] = []
-    for event, entry_id in zip(events, _new_ids(connection, len(events)), strict=True):
+    for event, entry_id in zip(events, ids, strict=True):
         seq, before = ends.get(event.chain, (0, macs.GENESIS))
         changes = orjson.dumps(event.changes).decode()
         entry: dict[str, Any] = {
@@ -198,9 +200,11 @@ def _new_entries(connection: Connection, events: Sequence[Event], ends: Heads) -
             "action": event.action,
             "version": event.version,
             "request_id": request_id,
-            "digest": macs.of_changes(key, event.chain, changes),
+            "digest": macs.of_changes(key.secret, event.chain, changes),
+            "spelling": macs.SPELLING,
+            "key_number": key.number,
         }
-        mac = macs.of_entry(key, before, entry)
+        mac = macs.of_entry(key.secret, before, entry)
         ends[event.chain] = entry["seq"], mac
         entry["at"] = moment
         rows.append((*entry.values(), changes, mac))
@@ -212,28 +216,40 @@ _move_head = update(_heads).where(
 )
 
 
-def _write_heads(connection: Connection, ends: Heads, known: Heads) -> None:
+def _write_heads(connection: Connection, key: Key, ends: Heads, known: Heads) -> None:
     """Inserts the heads of new chains and moves the heads of `known` ones."""
-    key = macs.audit_key()
-    heads = {chain: (seq, mac, macs.of_head(key, chain, seq, mac)) for chain, (seq, mac) in ends.items()}
+    names = ("seq", "entry_mac", "mac", "key_number")
+    heads = {
+        chain: (seq, mac, macs.of_head(key.secret, chain, seq, mac), key.number) for chain, (seq, mac) in ends.items()
+    }
     if added := [(*chain, *head) for chain, head in heads.items() if chain not in known]:
-        insert_many(connection, AuditHead, ("kind", "record_id", "seq", "entry_mac", "mac"), added)
-    names = ("of_kind", "of_record_id", "seq", "entry_mac", "mac")
-    if moved := [dict(zip(names, (*chain, *heads[chain]), strict=True)) for chain in known]:
+        insert_many(connection, AuditHead, ("kind", "record_id", *names), added)
+    moving = ("of_kind", "of_record_id", *names)
+    if moved := [dict(zip(moving, (*chain, *heads[chain]), strict=True)) for chain in known]:
         connection.execute(_move_head, moved)
 
 
-_last_id = text("SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'")
-# The transaction has a number before it draws ids, for `settled_id`.
-_drawn_ids = text("SELECT pg_current_xact_id(); SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)")
+_last_id = text(
+    "SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'), (SELECT audit_keys FROM clinic)"
+)
+# Before it draws ids, the transaction takes the lock of the INSERT, for clinic/history/rotation.py, and has a number,
+# for `settled_id`. The keys are read after the lock, and in the same round trip.
+_drawn_ids = text(
+    "LOCK TABLE audit_entries IN ROW EXCLUSIVE MODE; "
+    "SELECT pg_current_xact_id(); "
+    "SELECT ARRAY(SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)), "
+    "(SELECT audit_keys FROM clinic)"
+)
 
 
-def _new_ids(connection: Connection, count: int) -> list[int]:
-    """Draws ids before the entries are inserted, since the macs cover them."""
+def draw_ids(connection: Connection, count: int) -> tuple[list[int], str | None]:
+    """Draws ids before the entries are inserted, since the macs cover them. Returns them with `Clinic.audit_keys`."""
     if connection.dialect.name == "sqlite":  # only one transaction writes at a time
-        last = connection.scalar(_last_id) or 0
-        return list(range(last + 1, last + 1 + count))
-    return sorted(connection.scalars(_drawn_ids, {"count": count}))
+        last, stored_keys = connection.execute(_last_id).one()
+        first = (last or 0) + 1
+        return list(range(first, first + count)), stored_keys
+    drawn, stored_keys = connection.execute(_drawn_ids, {"count": count}).one()
+    return sorted(drawn), stored_keys
 
 
 _chosen_heads = (

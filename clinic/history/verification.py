@@ -13,22 +13,11 @@ from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Select,
-    Table,
-    Text,
-    func,
-    literal,
-    literal_column,
-    select,
-    type_coerce,
-)
+from sqlalchemy import BigInteger, Connection, Select, Table, func, literal, literal_column, select
 
-from clinic.history import macs
+from clinic.history import keys, macs
 from clinic.history.chain import KINDS, SIGN_INS
+from clinic.history.keys import Keyring
 from clinic.history.macs import Chain
 from models import AuditEntry, AuditHead, LoginSession, User
 from server.database import reader
@@ -42,16 +31,28 @@ def verify(head: str | None = None) -> Iterator[str]:
     """Yields a sentence for each chain that is at fault, in constant memory.
 
     `head` is a line that `head_of_all` returned earlier. With it, an older copy of the whole database is found, too.
+    Raises `WrongAuditKey`, since with a wrong key every chain would seem at fault.
     """
     with snapshot() as connection:
-        purged_users = _purged_users(connection)
-        for kind in _kinds(connection):
-            if _is_word(kind):
-                yield from _verify_kind(connection, kind, purged_users)
-            else:
-                yield f"There is history of a kind that is none: {kind!a}."
+        ring = keys.keyring(connection)
+        keys.require_current(ring)
+        yield from faults(connection, ring)
         if head is not None:
             yield from _verify_head(connection, head)
+
+
+def faults(connection: Connection, ring: Keyring) -> Iterator[str]:
+    """Yields a sentence for each chain that is at fault by these keys, and for each broken seal of a key."""
+    purged_users = _purged_users(connection)
+    for kind in _kinds(connection):
+        if _is_word(kind):
+            yield from _verify_kind(connection, ring, kind, purged_users)
+        else:
+            yield f"There is history of a kind that is none: {kind!a}."
+    for number, period in enumerate(ring.periods[1:], 2):
+        secret, head = ring.secret(number), f"{period.after}-{_digest_up_to(connection, period.after)}"
+        if secret is None or not macs.same(period.seal, macs.of_seal(secret, number, head)):
+            yield f"Entries up to {period.after} are not those that key number {number} sealed."
 
 
 def head_of_all() -> str:
@@ -106,11 +107,15 @@ def _verify_head(connection: Connection, head: str) -> Iterator[str]:
 
 
 def _digest_up_to(connection: Connection, newest: int) -> str:
-    digest = hashlib.sha256()
-    entries = select(AuditEntry.id, AuditEntry.mac).where(AuditEntry.id <= newest).order_by(AuditEntry.id)
-    for row in connection.execute(entries.execution_options(yield_per=1000)):
+    return add_entries(hashlib.sha256(), connection, 0, newest).hexdigest()
+
+
+def add_entries(digest: "hashlib._Hash", connection: Connection, after: int, newest: int) -> "hashlib._Hash":
+    """Adds the entries after one id and up to another to the digest."""
+    entries = select(AuditEntry.id, AuditEntry.mac).where(AuditEntry.id > after, AuditEntry.id <= newest)
+    for row in connection.execute(entries.order_by(AuditEntry.id).execution_options(yield_per=1000)):
         digest.update(f"{row.id}:{row.mac}\n".encode(errors="surrogatepass"))
-    return digest.hexdigest()
+    return digest
 
 
 _as_text = partial(str, encoding="utf-8", errors="surrogateescape")
@@ -137,10 +142,9 @@ def snapshot() -> Iterator[Connection]:
 # --- Reading all chains of a kind ---
 
 
-def _verify_kind(connection: Connection, kind: str, purged_users: set[int]) -> Iterator[str]:
-    key = macs.audit_key()
+def _verify_kind(connection: Connection, ring: Keyring, kind: str, purged_users: set[int]) -> Iterator[str]:
     for record_id, parts in groupby(_parts(connection, kind), key=lambda part: part.record_id):
-        chain = _VerifiedChain(key, (kind, record_id), purged_users)
+        chain = _VerifiedChain(ring, (kind, record_id), purged_users)
         if fault := chain.read(parts) or chain.fault_of_end():
             name = "sign-ins" if chain.is_sign_ins else f"{kind} {record_id!a}"
             yield f"{name}: {fault}."
@@ -166,7 +170,7 @@ def _is_word(kind: Any) -> bool:
 
 def _parts(connection: Connection, kind: str) -> Iterator[Any]:
     """Returns all records, heads and entries of a kind, record by record, entries in the order of their chain."""
-    at = _stored_at(connection.dialect.name).label("at")
+    at = macs.stored_time(connection.dialect.name).label("at")
     columns = [at if column.name == "at" else column for column in _entries.columns]
     parts = (
         _records(connection, kind),
@@ -195,14 +199,6 @@ def _records(connection: Connection, kind: str) -> Select[Any] | None:
     return _part("record", literal(SIGN_INS[1]).label("record_id"), literal(last_login or 0).label("reached"))
 
 
-def _stored_at(dialect: str) -> ColumnElement[str]:
-    """Returns an entry's time as the text that its mac covers, also where SQLite holds no time."""
-    if dialect == "sqlite":
-        return type_coerce(AuditEntry.at, Text)
-    utc = AuditEntry.at.op("AT TIME ZONE")(literal("UTC"))
-    return func.replace(func.to_char(utc, "YYYY-MM-DD HH24:MI:SS.US BC"), " AD", "")
-
-
 def _sqlite_order(value: Any) -> tuple[int, Any]:
     """Sorts as SQLite does, which may hold any value in a column of numbers: numbers, texts by their bytes, bytes."""
     if isinstance(value, str):
@@ -217,7 +213,7 @@ def _sqlite_order(value: Any) -> tuple[int, Any]:
 class _VerifiedChain:
     """Reads a record, its head and its entries, and says the first fault it finds."""
 
-    key: bytes
+    ring: Keyring
     name: Chain
     purged_users: set[int]
     record: Any = None
@@ -250,11 +246,12 @@ class _VerifiedChain:
         before = self.newest.mac if self.newest else macs.GENESIS
         if entry.seq != seq:
             return f"entry {seq} was removed"
-        if not macs.same(entry.mac, macs.of_entry(self.key, before, entry._mapping)):
+        key = self.ring.secret_of(entry)
+        if key is None or entry.spelling not in macs.SPELLINGS:
             return f"entry {seq} was changed, or put in"
-        if entry.changes is not None and not macs.same(
-            entry.digest, macs.of_changes(self.key, self.name, entry.changes)
-        ):
+        if not macs.same(entry.mac, macs.of_entry(key, before, entry._mapping)):
+            return f"entry {seq} was changed, or put in"
+        if entry.changes is not None and not macs.same(entry.digest, macs.of_changes(key, self.name, entry.changes)):
             return f"entry {seq} has other values than were written"
         if seq == 1 and not self.is_sign_ins and entry.action != "create":
             return "its history was removed, and begun anew"
@@ -274,7 +271,8 @@ class _VerifiedChain:
             return "its history was removed"
         if self.head is None:
             return "its head was removed"
-        if not macs.same(self.head.mac, macs.of_head(self.key, self.name, self.head.seq, self.head.entry_mac)):
+        key = self.ring.secret(self.head.key_number)
+        if not key or not macs.same(self.head.mac, macs.of_head(key, self.name, self.head.seq, self.head.entry_mac)):
             return "its head was changed"
         if (self.head.seq, self.head.entry_mac) != (self.newest.seq, self.newest.mac):
             return f"it ends at entry {self.newest.seq} where {self.head.seq} were written"
