@@ -14,7 +14,7 @@ from flask.cli import with_appcontext
 from pydantic import ValidationError
 
 from clinic import accounts, archive, demo, idempotency, images
-from clinic.history import keys, verification
+from clinic.history import keys, rotation, verification
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
 from server import database, errors
@@ -160,6 +160,24 @@ def audit_head() -> None:
 def audit_check_key() -> None:
     """Stop with a sentence if AUDIT_KEY is not the key of this database's history. gunicorn runs it at start."""
     keys.stop_on_wrong_key()
+
+
+@audit_group.command("rotate")
+@with_appcontext
+def audit_rotate() -> None:
+    """Change the key of the record history to AUDIT_KEY.
+
+    First set AUDIT_KEY to a new key, and add the key in use to AUDIT_KEY_PREVIOUS. The history is verified, then new
+    entries are written with the new key. Old entries stay as they are: keep their keys in AUDIT_KEY_PREVIOUS for as
+    long as the records. Restart every server afterwards: until then it answers 503 to whoever writes.
+    """
+    try:
+        number = rotation.rotate()
+    except (rotation.RotationRefused, verification.StillWriting) as error:
+        raise click.ClickException(f"{error} The key was not changed.") from None
+    except keys.WrongAuditKey as error:
+        raise click.ClickException(error.msg) from None
+    click.echo(f"The history is whole. From now on it is written with key number {number}. Restart the servers.")
 
 
 @click.command("seed")

@@ -3,19 +3,22 @@
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from client import Client, assert_refused, migrate, run_cli
-from factories import AUDIT_KEY, USUAL, sign_in, sign_up
+from factories import AUDIT_KEY, USUAL, make_patient, sign_in, sign_up
 from flask import Flask
 from sql import sql
 
 import cli
 from app import create_app
+from clinic.history import rotation
 
 WHOLE = (0, "The history is whole.\n")
 WRONG = "a wrong key of thirty-two bytes and more"
@@ -200,3 +203,168 @@ def test_an_earlier_release_goes_on_writing_beside_this_one(landed: Flask) -> No
     sign_in(landed, "Ada").patch("/patient/1", {"diagnosis": "Measles"})
     write_as_landed(landed, 5, "change")
     assert run_cli(landed, "audit", "verify") == WHOLE
+
+
+# --- Changing the key ---
+
+
+@pytest.fixture
+def lived(bare_app: Flask) -> Flask:
+    migrate(bare_app, "upgrade")
+    sign_up(bare_app, "Ada", "admin")
+    make_patient(sign_in(bare_app, "Ada"))
+    return bare_app
+
+
+@pytest.fixture
+def rotated(lived: Flask) -> Iterator[Flask]:
+    """The clinic with a new key, which has written an entry about patient 1."""
+    with with_settings(lived, AUDIT_KEY=NEW, AUDIT_KEY_PREVIOUS=[AUDIT_KEY]) as app:
+        printed(app, "audit", "rotate")
+        sign_in(app, "Ada").patch("/patient/1", {"diagnosis": "Measles"})
+        assert run_cli(app, "audit", "verify") == WHOLE
+        yield app
+
+
+def test_a_new_key_writes_new_entries_and_leaves_the_old_ones(lived: Flask) -> None:
+    old, line = history(lived), printed(lived, "audit", "head").strip()
+    with with_settings(lived, AUDIT_KEY=NEW, AUDIT_KEY_PREVIOUS=[AUDIT_KEY]) as app:
+        assert "key number 2" in printed(app, "audit", "rotate")
+        sign_in(app, "Ada").patch("/patient/1", {"diagnosis": "Measles"})
+        assert history(app)[: len(old)] == old
+        assert {key for *_, key in history(app)[len(old) :]} == {2}
+        assert run_cli(app, "audit", "verify", "--head", line) == WHOLE
+
+
+def test_a_key_is_changed_again(rotated: Flask) -> None:
+    with with_settings(rotated, AUDIT_KEY=LATER, AUDIT_KEY_PREVIOUS=[AUDIT_KEY, NEW]) as app:
+        printed(app, "audit", "rotate")
+        sign_in(app, "Ada").patch("/patient/1", {"diagnosis": "Nothing"})
+        assert run_cli(app, "audit", "verify") == WHOLE
+        assert sorted({key for *_, key in history(app)}) == [1, 2, 3]
+
+
+def test_a_server_with_the_old_key_writes_nothing_more(lived: Flask) -> None:
+    ada = sign_in(lived, "Ada")
+    with with_settings(lived, AUDIT_KEY=NEW, AUDIT_KEY_PREVIOUS=[AUDIT_KEY]) as app:
+        printed(app, "audit", "rotate")
+    before = history(lived)
+    assert_refused(ada.patch("/patient/1", {"diagnosis": "Measles"}), 503)
+    assert ada.get("/patient/1").json["diagnosis"] == ""
+    assert history(lived) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "previous", "says"),
+    [
+        (NEW, [AUDIT_KEY], "Run `flask audit rotate` to change to it"),
+        (AUDIT_KEY, [NEW], ""),
+        (NEW, [], IS_WRONG),
+        (NEW, [WRONG], IS_WRONG),
+    ],
+)
+def test_before_the_change_only_the_key_in_use_serves(lived: Flask, key: str, previous: list[str], says: str) -> None:
+    with with_settings(lived, AUDIT_KEY=key, AUDIT_KEY_PREVIOUS=previous) as app:
+        assert says in run_cli(app, "audit", "check-key")[1]
+        assert Client(app).get("/readyz").status_code == (503 if says else 200)
+        assert (run_cli(app, "audit", "verify") == WHOLE) is not bool(says)
+
+
+@pytest.mark.parametrize(
+    ("key", "previous", "says"),
+    [
+        (AUDIT_KEY, [], "AUDIT_KEY is an earlier key of the record history."),
+        (AUDIT_KEY, [NEW], "AUDIT_KEY is an earlier key of the record history."),
+        (NEW, [], "AUDIT_KEY_PREVIOUS lacks key number 1"),
+        (NEW, [WRONG], "AUDIT_KEY_PREVIOUS lacks key number 1"),
+        (WRONG, [NEW, AUDIT_KEY], "AUDIT_KEY is a new key"),
+    ],
+)
+def test_after_the_change_verify_says_which_key_is_wrong(
+    rotated: Flask, key: str, previous: list[str], says: str
+) -> None:
+    with with_settings(rotated, AUDIT_KEY=key, AUDIT_KEY_PREVIOUS=previous) as app:
+        code, said = run_cli(app, "audit", "verify")
+        assert (code, said.endswith("Nothing was verified.\n")) == (1, True)
+        assert says in said
+
+
+@pytest.mark.parametrize(
+    ("key", "previous", "says"),
+    [
+        (NEW, [AUDIT_KEY], "AUDIT_KEY has been a key of this history already."),
+        (LATER, [AUDIT_KEY], IS_WRONG),
+        (LATER, [NEW], "AUDIT_KEY_PREVIOUS lacks key number 1"),
+        (AUDIT_KEY, [NEW], "AUDIT_KEY has been a key of this history already."),
+    ],
+)
+def test_a_change_of_key_takes_a_new_key_and_all_earlier_ones(
+    rotated: Flask, key: str, previous: list[str], says: str
+) -> None:
+    with with_settings(rotated, AUDIT_KEY=key, AUDIT_KEY_PREVIOUS=previous) as app:
+        code, said = run_cli(app, "audit", "rotate")
+        assert (code, says in said) == (1, True), said
+    assert run_cli(rotated, "audit", "verify") == WHOLE
+
+
+def test_a_history_that_is_not_whole_keeps_its_key(lived: Flask) -> None:
+    sql(lived, "UPDATE patients SET version = 2")
+    with with_settings(lived, AUDIT_KEY=NEW, AUDIT_KEY_PREVIOUS=[AUDIT_KEY]) as app:
+        code, said = run_cli(app, "audit", "rotate")
+        assert (code, "patient 1: it is at version 2" in said) == (1, True)
+    sql(lived, "UPDATE patients SET version = 1")
+    assert run_cli(lived, "audit", "verify") == WHOLE
+
+
+def test_whoever_has_the_old_key_cannot_rewrite_old_entries(rotated: Flask) -> None:
+    names = "id, kind, record_id, seq, at, actor_id, action, version, request_id, digest, spelling, key_number"
+    [covered] = map(list, sql(rotated, f"SELECT {names} FROM audit_entries WHERE kind = 'user'"))
+    covered[4], covered[8] = str(covered[4])[:26], "forged"
+    mac = spelled(AUDIT_KEY, "", *covered)
+    sql(rotated, f"UPDATE audit_entries SET request_id = 'forged', mac = '{mac}' WHERE kind = 'user'")
+    head = spelled(AUDIT_KEY, "head", "user", 1, 1, mac)
+    sql(rotated, f"UPDATE audit_heads SET entry_mac = '{mac}', mac = '{head}' WHERE kind = 'user'")
+    code, said = run_cli(rotated, "audit", "verify")
+    assert code == 1
+    assert "are not those that key number 2 sealed" in said
+
+
+def test_whoever_has_the_old_key_cannot_add_entries(rotated: Flask) -> None:
+    write_as_landed(rotated, 3, "change")
+    assert "patient 1: entry 3 was changed, or put in." in run_cli(rotated, "audit", "verify")[1]
+
+
+@pytest.mark.parametrize("change", ["spelling = 1", "spelling = 3", "key_number = 1", "key_number = 3"])
+def test_an_entry_says_neither_another_spelling_nor_another_key(rotated: Flask, change: str) -> None:
+    sql(rotated, f"UPDATE audit_entries SET {change} WHERE kind = 'patient' AND seq = 2")
+    assert "patient 1: entry 2 was changed, or put in." in run_cli(rotated, "audit", "verify")[1]
+
+
+# --- Nobody waits for it ---
+
+
+def test_beside_a_vacuum_a_change_of_key_gives_up_and_nobody_waits_long(
+    lived: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lived.config["DATABASE_URL"].startswith("sqlite"):
+        pytest.skip("SQLite has no such lock")
+    monkeypatch.setattr(rotation, "TRIES", 2)
+    ada, waits = sign_in(lived, "Ada"), []
+    with (
+        with_settings(lived, AUDIT_KEY=NEW, AUDIT_KEY_PREVIOUS=[AUDIT_KEY]) as app,
+        ThreadPoolExecutor(1) as apart,
+        lived.app_context(),
+        lived.extensions["sqlalchemy"].engine.begin() as vacuum,
+    ):
+        vacuum.exec_driver_sql("LOCK TABLE audit_entries IN SHARE UPDATE EXCLUSIVE MODE")
+        command = apart.submit(run_cli, app, "audit", "rotate")
+        while not command.done():
+            began = time.monotonic()
+            assert ada.patch("/patient/1", {"diagnosis": f"Malaria {began}"}).status_code == 200
+            waits.append(time.monotonic() - began)
+        assert command.result() == (
+            1,
+            "Error: The table audit_entries is locked, by a VACUUM perhaps. Run this again later. "
+            "The key was not changed.\n",
+        )
+    assert max(waits) < 3
