@@ -56,7 +56,8 @@ def database(folder: str, name: str = "hosi") -> Iterator[str]:
 class Server:
     """Migrated at first; started and killed as often as one likes, with all its workers."""
 
-    def __init__(self, url: str, folder: str, revision: str = "head", **settings: str) -> None:
+    def __init__(self, url: str, folder: str, revision: str = "head", root: Path = ROOT, **settings: str) -> None:
+        self.root = root  # the checkout whose code it runs
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -75,7 +76,7 @@ class Server:
             "CLOUDINARY_CLOUD_NAME": "",
             **settings,
         }
-        self.engine: Engine = create_engine(url, poolclass=NullPool)
+        self.engine: Engine = create_engine(_driver(url), poolclass=NullPool)
         self._process: subprocess.Popen[bytes] | None = None
         self.http = urllib3.PoolManager(maxsize=64, retries=False, timeout=60)
         code, said = self.flask("db", "upgrade", revision)
@@ -85,7 +86,7 @@ class Server:
         """Runs a `flask` command: its exit code and what it said."""
         done = subprocess.run(
             [TOOLS / "flask", *arguments],
-            cwd=ROOT,
+            cwd=self.root,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,7 +98,7 @@ class Server:
     def start(self) -> None:
         self._process = subprocess.Popen(
             [TOOLS / "gunicorn", "--log-level", "error"],
-            cwd=ROOT,
+            cwd=self.root,
             env=self.environment,
             stderr=subprocess.DEVNULL,  # the access log, a line for each record that is shown
             start_new_session=True,
