@@ -53,79 +53,102 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="ignore", str_strip_whitespace=True)
 
     FLASK_ENV: Literal["development", "production", "testing"] = Field(
-        "production", description="`development` or `production`"
+        "production", description="The mode: `development` or `production`."
     )
-    SECRET_KEY: str = Field("", description="signs the links to local images; at least 32 bytes")
-    JWT_SECRET_KEY: str = Field("", description="signs access and refresh tokens; at least 32 bytes")
+    SECRET_KEY: str = Field("", description="Signs links to local images and the cursors of pages. At least 32 bytes.")
+    JWT_SECRET_KEY: str = Field("", description="Signs access and refresh tokens. At least 32 bytes.")
     AUDIT_KEY: str = Field(
-        "", description="keys the record history; at least 32 bytes; keep it for as long as the records"
+        "", description="Keys the record history. At least 32 bytes. Keep it for as long as the records."
     )
     AUDIT_KEY_PREVIOUS: Words = Field(
-        [], description="earlier keys of the record history, separated by commas; see `flask audit rotate --help`"
+        [], description="Earlier keys of the record history, separated by commas. See `flask audit rotate --help`."
     )
-    DATABASE_URL: str = Field("", description="where the records are; empty: SQLite in the instance folder")
-    STATEMENT_TIMEOUT: int = Field(30, ge=1, description="seconds that one SQL statement may take on PostgreSQL")
+    DATABASE_URL: str = Field("", description="The address of the database. Empty: SQLite in the instance folder.")
+    STATEMENT_TIMEOUT: int = Field(30, ge=1, description="Seconds that one SQL statement may take on PostgreSQL.")
     INSTANCE_PATH: Path = Field(
         ROOT / "instance",
-        description="folder of the SQLite file, the local images and the generated secrets; for its user alone",
+        description="The folder of the SQLite file, the local images and the generated secrets. Only the "
+        "server's user needs access.",
     )
     PUBLIC_URL: str = Field(
-        "", description="the address clients reach this server at, such as `https://api.clinic.example`"
+        "",
+        description="The address at which clients reach this server, such as `https://api.clinic.example`. "
+        "Production needs it.",
     )
-    TIMEZONE: str = Field("UTC", description="the clinic's IANA time zone, such as `Africa/Nairobi`")
+    TIMEZONE: str = Field("UTC", description="The clinic's IANA time zone, such as `Africa/Nairobi`.")
     CORS_ORIGINS: Words = Field(
         [f"http://{host}:{port}" for host in ("localhost", "127.0.0.1") for port in (3000, 5173)],
-        description="origins of the browser clients, separated by commas",
+        description="The origins of browser clients, separated by commas.",
     )
     CLOUDINARY_URL: str = Field(
-        "", description="all in one, `cloudinary://KEY:SECRET@CLOUD`; or the three settings below"
+        "",
+        description="The Cloudinary account in one line, `cloudinary://KEY:SECRET@CLOUD`. It replaces the next "
+        "three settings.",
     )
-    CLOUDINARY_CLOUD_NAME: str = Field("", description="the Cloudinary cloud; empty: images on local disk")
-    CLOUDINARY_API_KEY: str = Field("", description="its API key")
-    CLOUDINARY_API_SECRET: str = Field("", description="its API secret")
+    CLOUDINARY_CLOUD_NAME: str = Field(
+        "", description="The name of the Cloudinary cloud. Empty: images are kept on local disk."
+    )
+    CLOUDINARY_API_KEY: str = Field("", description="Cloudinary's API key.")
+    CLOUDINARY_API_SECRET: str = Field("", description="Cloudinary's API secret.")
     CLOUDINARY_UPLOAD_PREFIX: str = Field(
-        "https://api.cloudinary.com", description="Cloudinary's API host; others for its other regions"
+        "https://api.cloudinary.com",
+        description="The address of Cloudinary's API. Its other regions have other addresses.",
     )
     IMAGE_LINK_TTL: int = Field(
-        3600, ge=60, le=86_400, description="seconds that a link to a local image is good for, at least; a day at most"
+        3600,
+        ge=60,
+        le=86_400,
+        description="Seconds that a link to a local image works at least, from 60 to 86,400. No link works for "
+        "more than twice as long.",
     )
     BCRYPT_LOG_ROUNDS: int = Field(
         12,
         ge=4,
         le=20,
-        description="the cost of bcrypt: each step doubles the time; never lower it while there are accounts: "
-        "their logins would take longer than those of unknown emails, and so tell of them",
+        description="The cost of bcrypt. Each step doubles the time. Never lower it while there are accounts: "
+        "their logins then take longer than those of unknown emails, which tells who has an account.",
     )
     SIGNUP: Literal["open", "approval", "closed", ""] = Field(
         "",
-        description="who may sign up as a doctor: `open` at once (default in development), `approval` once an "
-        "administrator agrees (default in production), `closed` nobody",
+        description="Who may sign up as a doctor. `open`: anybody, active at once (default in development). "
+        "`approval`: an administrator activates the account (default in production). `closed`: "
+        "nobody.",
     )
     PASSWORD_RESET_URL: str = Field(
         "",
-        description="page of the client that sets a new password; "
-        "empty: `/reset-password` at `PUBLIC_URL`, else at http://localhost:3000",
+        description="The client's page that sets a new password. Empty: `/reset-password` at `PUBLIC_URL`, or at "
+        "http://localhost:3000 without it.",
     )
-    MAIL_SERVER: str = Field("", description="SMTP server for reset links; empty: none, use `flask reset-link`")
-    MAIL_PORT: int = Field(587, ge=1, le=65535, description="its port")
-    MAIL_USE_TLS: bool = Field(True, description="whether to use STARTTLS")
-    MAIL_USERNAME: str = Field("", description="its user name, if it wants one")
-    MAIL_PASSWORD: str = Field("", description="its password")
-    MAIL_FROM: str = Field("Hosi Server <noreply@localhost>", description="sender of the mails")
-    RATELIMIT_ENABLED: bool = Field(True, description="whether sign-ups, logins, refreshes and reset links are limited")
+    MAIL_SERVER: str = Field(
+        "",
+        description="The SMTP server that sends reset links. Empty: none are mailed, and `flask reset-link` "
+        "prints one.",
+    )
+    MAIL_PORT: int = Field(587, ge=1, le=65535, description="The port of the SMTP server.")
+    MAIL_USE_TLS: bool = Field(True, description="Whether to use STARTTLS.")
+    MAIL_USERNAME: str = Field("", description="The user name for the SMTP server, if it needs one.")
+    MAIL_PASSWORD: str = Field("", description="The password for the SMTP server.")
+    MAIL_FROM: str = Field("Hosi Server <noreply@localhost>", description="The sender of the mails.")
+    RATELIMIT_ENABLED: bool = Field(
+        True, description="Whether to limit sign-ups, logins, refreshes and reset links by address."
+    )
     RATELIMIT_STORAGE_URI: str = Field(
-        "memory://", description="where requests are counted; `redis://…` where several nodes run"
+        "memory://",
+        description="Where requests are counted. `memory://`: in each process. `redis://…`: in a Redis that "
+        "several nodes share.",
     )
     TRUSTED_PROXIES: int = Field(
         0,
         ge=0,
-        description="how many proxies in front may say by X-Forwarded-For who calls; 0: none is believed",
+        description="The number of proxies in front whose X-Forwarded-For is believed. 0: none.",
     )
-    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="how much is logged")
-    HOST: str = Field("127.0.0.1", description="address that `make run` listens on")
-    PORT: int = Field(5000, ge=1, le=65535, description="port that `make run` listens on")
-    WEB_CONCURRENCY: int = Field(2, ge=1, description="worker processes of `make run`")
-    WEB_THREADS: int = Field(8, ge=1, description="threads of each worker")
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The lowest level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
+    )
+    HOST: str = Field("127.0.0.1", description="The address that `make run` listens on.")
+    PORT: int = Field(5000, ge=1, le=65535, description="The port that `make run` listens on.")
+    WEB_CONCURRENCY: int = Field(2, ge=1, description="The number of worker processes of `make run`.")
+    WEB_THREADS: int = Field(8, ge=1, description="The number of threads of each worker.")
 
     @field_validator("TIMEZONE")
     @classmethod
