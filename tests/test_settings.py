@@ -78,8 +78,9 @@ def test_the_example_names_every_setting_and_no_other() -> None:
 def test_the_example_says_of_each_setting_what_it_is() -> None:
     blocks = (ROOT / ".env.example").read_text(encoding="utf-8").strip().split("\n\n")[1:]
     assert len(blocks) == len(Settings.model_fields)
-    for block in blocks:
-        assert re.fullmatch(r"# .{5,}\n#?[A-Z_]+=.*", block), block
+    for block, (name, field) in zip(blocks, Settings.model_fields.items(), strict=True):
+        assert re.fullmatch(f"# (.+)\n#?{name}=.*", block), block
+        assert block.startswith(f"# {str(field.description).replace('`', '')}\n")
 
 
 def test_the_example_shows_the_defaults() -> None:
@@ -91,12 +92,28 @@ def test_the_example_is_for_development() -> None:
     assert dotenv_values(ROOT / ".env.example") == DEVELOPMENT
 
 
-def test_the_readmes_table_names_every_setting_and_no_other() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = re.search(r"^## Settings\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
-    assert section, "README.md has no section `## Settings`"
-    named = re.findall(r"^\| *`([A-Z_]+)` *\|", section[1], re.MULTILINE)
-    assert sorted(named) == sorted(Settings.model_fields)
+def rows_of_the_page() -> list[tuple[str, str, str]]:
+    """The table of docs/settings.md: name, default and description."""
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `([A-Z_]+)` \| (.*?) ?\| (.+) \|$", page, re.MULTILINE)
+
+
+def test_the_page_of_the_settings_has_every_setting_and_no_other() -> None:
+    assert [name for name, _, _ in rows_of_the_page()] == list(Settings.model_fields)
+
+
+def test_the_page_of_the_settings_says_of_each_what_it_is() -> None:
+    written = {name: description for name, _, description in rows_of_the_page()}
+    assert written == {name: field.description for name, field in Settings.model_fields.items()}
+
+
+def test_the_page_of_the_settings_shows_the_defaults() -> None:
+    written = {name: default.strip("`") for name, default, _ in rows_of_the_page()}
+    origins, ports = re.fullmatch(r"(.+), ports (.+)", written.pop("CORS_ORIGINS")).groups()  # type: ignore[union-attr]
+    pairs = {f"http://{host}:{port}" for host in origins.split(" and ") for port in re.findall(r"\d+", ports)}
+    assert pairs == set(Settings().CORS_ORIGINS)
+    assert written.pop("INSTANCE_PATH") == "./instance"
+    assert Settings.model_validate({name: value for name, value in written.items() if value}) == Settings()
 
 
 # --- Where they come from ---
