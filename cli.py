@@ -13,7 +13,7 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from pydantic import ValidationError
 
-from clinic import accounts, archive, demo, idempotency, images
+from clinic import accounts, archive, demo, idempotency, image_check, images
 from clinic.history import keys, rotation, verification
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
@@ -180,6 +180,33 @@ def audit_rotate() -> None:
     click.echo(f"The history is whole. From now on it is written with key number {number}. Restart the servers.")
 
 
+@click.group("images")
+def images_group() -> None:
+    """Check the images in the store."""
+
+
+@images_group.command("verify")
+@with_appcontext
+def images_verify() -> None:
+    """Compare the images in the database with the pictures in the store, and name each difference."""
+    faults = 0
+    bar: Any = click.progressbar(length=0, label="comparing images", file=sys.stderr)
+
+    def begin(count: int) -> None:
+        bar.length, bar.hidden = count, not count
+
+    try:
+        with bar:
+            for fault in image_check.verify(begin, bar.update):
+                faults += 1
+                click.echo(fault)
+    except images.StoreError as error:
+        raise click.ClickException(f"The image store failed: {error}. Nothing was compared; run this again.") from None
+    if faults:
+        raise click.ClickException(f"{faults} found.")
+    click.echo("Every image has its picture, and every picture its image.")
+
+
 @click.command("seed")
 @click.option("--patients", type=click.IntRange(0, 10_000_000), default=200, show_default=True)
 @click.option("--doctors", type=click.IntRange(0, 10_000), default=6, show_default=True)
@@ -238,7 +265,7 @@ def seed_clinic(
         click.echo(f"  {role:<8} {email}")
 
 
-COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, audit_group, seed_clinic)
+COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, audit_group, images_group, seed_clinic)
 
 
 def _in_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -256,7 +283,7 @@ def _in_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-for command in (*COMMANDS, *audit_group.commands.values()):
+for command in (*COMMANDS, *audit_group.commands.values(), *images_group.commands.values()):
     if command.callback:
         command.callback = _in_sentences(command.callback)
 

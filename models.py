@@ -525,7 +525,12 @@ class Image(Record):
     @property
     def store(self) -> str:
         """The name of the store that has the image. A clinic that changes its store has images in both."""
-        return "Cloudinary" if "://" in self.image_url else "the local disk"
+        return self.store_of(self.image_url)
+
+    @staticmethod
+    def store_of(image_url: str) -> str:
+        """Return the name of the store that has the image of this `image_url`."""
+        return "Cloudinary" if "://" in image_url else "the local disk"
 
 
 class Report(ClinicalRecord):

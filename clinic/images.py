@@ -62,6 +62,9 @@ class Store(Protocol):
     def destroy(self, public_id: str) -> None:
         """Delete the picture, if there is one. Raises `StoreError`."""
 
+    def public_ids(self) -> Iterator[str]:
+        """Yield the public_id of every picture in the store. Raises `StoreError`."""
+
 
 class CloudinaryStore:
     """https://cloudinary.com/documentation/image_upload_api_reference"""
@@ -107,6 +110,22 @@ class CloudinaryStore:
             self._sdk.destroy(public_id, type="authenticated", invalidate=True, **self._account)
         except self._failures as error:
             raise self._failure(error) from error
+
+    def public_ids(self) -> Iterator[str]:
+        import cloudinary.api  # the Admin API; nothing else needs it
+
+        cursor: str | None = None
+        while True:
+            asked = {"type": "authenticated", "resource_type": "image", "max_results": 500, "next_cursor": cursor}
+            try:
+                answer = cloudinary.api.resources(**asked, **self._account)
+                found = [str(picture["public_id"]) for picture in answer["resources"]]
+            except self._failures as error:
+                raise self._failure(error) from error
+            yield from found
+            cursor = answer.get("next_cursor")
+            if not cursor:
+                return
 
     @staticmethod
     def _failure(error: Exception) -> StoreError:
@@ -163,6 +182,11 @@ class LocalStore:
                 self._sync(path.parent)
         except OSError as error:
             raise StoreError(str(error)) from error
+
+    def public_ids(self) -> Iterator[str]:
+        for path in self.folder.glob("*/*"):
+            if path.suffix != ".part":  # a draft of an upload
+                yield path.stem
 
     def _signature(self, key: str, reader: str, expires: str) -> str:
         return hmac.digest(self._secret, f"{key}|{reader}|{expires}".encode(), "sha256").hex()

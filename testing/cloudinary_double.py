@@ -17,13 +17,13 @@ import socket
 import sys
 import threading
 import time
-from base64 import urlsafe_b64encode
+from base64 import b64encode, urlsafe_b64encode
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any, Literal, Self, cast
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from PIL import Image
 from werkzeug.formparser import parse_form_data
@@ -31,6 +31,7 @@ from werkzeug.formparser import parse_form_data
 How = Literal["500", "drop", "drop_after_store", "hang"] | bytes  # bytes: this answer, with the image stored
 NEVER_SIGNED = {"api_key", "cloud_name", "file", "resource_type", "signature"}
 API_PATH = re.compile(r"/v1_1/([^/]+)/image/(upload|destroy)")
+LIST_PATH = re.compile(r"/v1_1/[^/]+/resources/image/\w+")
 DELIVERY_PATH = re.compile(r"/([^/]+)/image/(\w+)/(?:s--([\w-]+)--/)?(?:v\d+/)?(.+)\.(\w+)")
 
 
@@ -69,6 +70,7 @@ class CloudinaryDouble:
     cloud_name = "clinic"
     api_key = "123456789012345"
     api_secret = "tests-only-abcdefghijklmnopq"
+    page_size: int  # of the Admin API
 
     def __init__(self, port: int = 0, delay: float = 0.0) -> None:
         self._lock, self._released = threading.Lock(), threading.Event()
@@ -88,7 +90,7 @@ class CloudinaryDouble:
     def reset(self) -> None:
         """Forget every image, call, planned failure and the delay; drop the calls that wait."""
         with self._lock:
-            self.delay = 0.0
+            self.delay, self.page_size = 0.0, 500
             self.stored: dict[str, Stored] = {}
             self.requests: list[Received] = []
             self._failures: dict[tuple[str, int], How] = {}
@@ -218,6 +220,20 @@ class CloudinaryDouble:
         sha1, sha256 = (urlsafe_b64encode(digest.digest()).decode() for digest in digests)
         return [sha1[:8], sha256[:8], sha256[:32]]
 
+    def list_page(self, path: str, authorization: str) -> tuple[int, dict[str, Any]]:
+        """Answer the Admin API: the stored images of a type, a page at a time."""
+        account = b64encode(f"{self.api_key}:{self.api_secret}".encode()).decode()
+        if authorization != f"Basic {account}":
+            return 401, {"error": {"message": "unknown api_key"}}
+        asked = dict(parse_qsl(urlsplit(path).query))
+        of_type = urlsplit(path).path.rpartition("/")[2]
+        first, size = int(asked.get("next_cursor", 0)), min(int(asked["max_results"]), self.page_size)
+        found = sorted(public_id for public_id, image in self.stored.items() if image.type == of_type)
+        answer: dict[str, Any] = {"resources": [{"public_id": one} for one in found[first : first + size]]}
+        if first + size < len(found):
+            answer["next_cursor"] = str(first + size)
+        return 200, answer
+
     def deliver(self, path: str) -> Stored:
         """The image of a delivery URL. Raises Refused: 401 if the signature is wrong or missing, else 404."""
         parts = DELIVERY_PATH.fullmatch(path)
@@ -295,6 +311,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, answer)
 
     def do_GET(self) -> None:
+        if LIST_PATH.fullmatch(urlsplit(self.path).path):
+            self._send(*self.double.list_page(self.path, self.headers.get("Authorization", "")))
+            return
         try:
             image = self.double.deliver(self.path)
         except Refused as refused:

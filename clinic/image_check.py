@@ -1,0 +1,44 @@
+"""Compares the images in the database with the pictures in the stores: `flask images verify`."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import select
+
+from clinic.images import stores
+from models import Image, Upload
+from server.database import reader
+
+
+def verify(begin: Callable[[int], None], progress: Callable[[int], None]) -> Iterator[str]:
+    """Yield a sentence for each image without a picture, and for each picture without an image or upload.
+
+    Calls `begin` with the number of images, and `progress` with the number compared. Raises `StoreError` when a store
+    cannot be asked. The database is read before the stores and again after them, so that images which are filed or
+    erased meanwhile are not accused.
+    """
+    before = _images()
+    known = stores()
+    kept = {store.name: set(store.public_ids()) for store in (known.local, known.cloudinary) if store}
+    after = _images()
+    with reader() as connection:
+        uploads = set(connection.scalars(select(Upload.public_id)))
+    begin(len(before))
+    for public_id, image in before.items():
+        name = Image.store_of(image.image_url)
+        if public_id in after and public_id not in kept.get(name, ()):
+            why = "has no picture on" if name in kept else "cannot be looked up: set the credentials of"
+            yield f"image {image.id} of report {image.report_id} {why} {name}: {public_id}"
+        progress(1)
+    for name, public_ids in kept.items():
+        for public_id in sorted(public_ids - after.keys() - uploads):
+            yield f"a picture on {name} belongs to no image: {public_id}"
+
+
+def _images() -> dict[str, Any]:
+    """Return the images of the database, archived images too, by public_id."""
+    with reader() as connection:
+        rows = connection.execute(
+            select(Image.id, Image.report_id, Image.public_id, Image.image_url).order_by(Image.id)
+        )
+        return {row.public_id: row for row in rows}
