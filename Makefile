@@ -34,15 +34,15 @@ test: $(VENV)/.dev  ## set everything up and run the whole suite, on SQLite and 
 	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory newman; fi
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-lint: $(VENV)/.dev  ## ruff and mypy
+lint: $(VENV)/.dev  ## check style and types, with ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## what requests cost, as one table, against a bare floor and against small tables
+bench: $(VENV)/.dev  ## measure what requests cost and write bench/RESULTS.md
 	$(BIN)/python -m bench --save
 
-seed: $(VENV)/.run .env  ## a small demonstration clinic in the database
+seed: $(VENV)/.run .env  ## fill the database with a small demonstration clinic
 	$(BIN)/flask db upgrade
 	$(BIN)/flask seed $(ARGS)
 
@@ -51,16 +51,16 @@ lock: $(VENV)/.dev  ## lock requirements*.in into requirements*.txt, with hashes
 	$(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
 
 MINUTES ?= 10
-fuzz: $(VENV)/.dev  ## fuzz the server on both engines, for MINUTES=10
+fuzz: $(VENV)/.dev  ## send requests made up from the OpenAPI document, on both engines, for MINUTES=10
 	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
 
-docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collection anew
+docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collection
 	$(BIN)/python docs/make.py
 
-newman: node_modules/.bin/newman  ## npm's newman, with which the tests run the Postman collection (make test does it, where there is npm)
+newman: node_modules/.bin/newman  ## install newman, which runs the Postman collection (make test does this, if npm is there)
 node_modules/.bin/newman:
 	npm install --no-save --no-package-lock --no-fund --no-audit newman@6
 
-clean:  ## remove the virtual environment and caches (never the data in instance/)
+clean:  ## remove the virtual environment and caches, never the data in instance/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
