@@ -212,15 +212,15 @@ def images_verify() -> None:
 @click.option("--doctors", type=click.IntRange(0, 10_000), default=6, show_default=True)
 @click.option("--appointments", type=click.IntRange(0, 10_000_000), default=300, show_default=True)
 @click.option("--reports", type=click.IntRange(0, 1_000_000), default=24, show_default=True, help="each with pictures")
-@click.option("--seed", "number", type=int, default=1, show_default=True, help="another one gives another clinic")
+@click.option("--seed", "number", type=int, default=1, show_default=True, help="another number makes another clinic")
 @click.option(
     "--first-day",
     type=click.DateTime(["%Y-%m-%d"]),
     help="the Monday on which the appointments begin  [default: this week's]",
 )
-@click.option("--password", default="demo clinic password", show_default=True, help="of everybody that is made")
-@click.option("--add", is_flag=True, help="add to the patients that there are")
-@click.option("--force", is_flag=True, help="do it in production, too")
+@click.option("--password", default="demo clinic password", show_default=True, help="of all users that are made")
+@click.option("--add", is_flag=True, help="add to the patients in the database")
+@click.option("--force", is_flag=True, help="run in production, too")
 @writing
 def seed_clinic(
     patients: int,
@@ -258,18 +258,16 @@ def seed_clinic(
         click.echo(f"Made: {doctors} doctors, {patients} patients, {appointments} appointments, {reports} reports.")
     else:
         click.echo("There are patients already, so nothing was made. To add to them: flask seed --add")
-    logins = demo.logins(10)
-    if logins:
+    if logins := demo.logins(10):
         click.echo(f"\nSign in with the password: {password}\n")
-    for email, role in logins:
-        click.echo(f"  {role:<8} {email}")
+        click.echo("\n".join(f"  {role:<8} {email}" for email, role in logins))
 
 
 COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, audit_group, images_group, seed_clinic)
 
 
 def _in_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a command say in a sentence, without a traceback, that the database is away or locked."""
+    """Report a database that is away or locked as a sentence, without a traceback."""
 
     @wraps(callback)
     def run(*args: Any, **options: Any) -> Any:
