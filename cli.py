@@ -281,9 +281,17 @@ def _in_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-for command in (*COMMANDS, *audit_group.commands.values(), *images_group.commands.values()):
-    if command.callback:
+def _say_in_sentences(command: click.Command) -> None:
+    """Apply `_in_sentences` to the command, or to each command of a group."""
+    if isinstance(command, click.Group):
+        for part in command.commands.values():
+            _say_in_sentences(part)
+    elif command.callback:
         command.callback = _in_sentences(command.callback)
+
+
+for _command in COMMANDS:
+    _say_in_sentences(_command)
 
 
 def init_app(app: Flask) -> None:
