@@ -588,6 +588,7 @@ def test_a_head_is_not_told_while_a_transaction_writes_for_long(lived: Flask, mo
         code, said = run_cli(lived, "audit", "head")
         assert (code, "Run this again later" in said) == (1, True)
         assert verify(lived) == WHOLE[1]
+    monkeypatch.undo()  # other tests write to the same PostgreSQL
     assert run_cli(lived, "audit", "head")[0] == 0
 
 

@@ -250,7 +250,7 @@ def test_what_is_known_of_an_image_is_what_was_stored(app: Flask, cloud: Cloudin
 
 def test_the_eight_images_of_a_report_are_sent_side_by_side(cloud: CloudinaryDouble, clouded: Client) -> None:
     patient = make_patient(clouded)
-    cloud.delay = 0.2
+    cloud.delay = 0.8  # long enough for eight threads to begin on a busy machine
     report = make_report(clouded, patient["id"], *[picture(size=(n, n)) for n in range(1, 9)])
     assert [image["width"] for image in report["images"]] == list(range(1, 9))
     assert cloud.in_flight_peak == 8
