@@ -10,7 +10,7 @@ from werkzeug.datastructures import FileStorage
 
 import cli
 import config
-from clinic import accounts, listeners, passwords, rights, sessions
+from clinic import accounts, appointments, listeners, passwords, rights, sessions
 from clinic import images as media
 from clinic.about import ABOUT, LINKS
 from clinic.archive import restored
@@ -43,6 +43,8 @@ from schemas import (
     ReportPatch,
     ReportQuery,
     SessionOut,
+    SwapIn,
+    SwapOut,
     TokensOut,
     UserIn,
     UserOut,
@@ -330,6 +332,15 @@ def delete_appointment(appointment_id: int) -> Message:
 def restore_appointment(appointment_id: int) -> AppointmentOut:
     """Restore an archived appointment."""
     return AppointmentOut.of(restored(Appointment, appointment_id))
+
+
+@api.post("/appointment/swap")
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Appointments", errors=(404, 409))
+def swap_appointments(json: SwapIn) -> SwapOut:
+    """Give each of two appointments the time of the other, in one step."""
+    first, second = appointments.swap(json.first, json.second)
+    return SwapOut(first=AppointmentOut.of(first), second=AppointmentOut.of(second))
 
 
 @api.get("/appointment/<id:appointment_id>/history")

@@ -5,7 +5,7 @@ what was archived long ago.
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
@@ -83,6 +83,10 @@ HOLDING = (
     AppointmentStatus.CONFIRMED,
     AppointmentStatus.CHECKED_IN,
 )  # an appointment in one of these states takes its slot
+
+
+DONE = (AppointmentStatus.COMPLETED, AppointmentStatus.NO_SHOW)  # what came of an appointment, known on its day
+LATEST_BOOKING = timedelta(days=3653)  # ahead: ten years
 
 
 def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
@@ -190,11 +194,16 @@ class User(Record):
     def change(self, changes: dict[str, Any]) -> None:
         """A new password or a deactivation ends every login. These and a new email void all reset links.
 
-        Raises `Conflict` for the last active administrator, and `Invalid` as `_check_new_names` does.
+        Raises `Conflict` for the last active administrator, and for a deactivation while the user has appointments to
+        come, unless `keep_appointments` says so; and `Invalid` as `_check_new_names` does.
         """
         _check_new_names(self, changes)
-        administered, mailbox = self.administers, self.email
+        administered, mailbox, was_active = self.administers, self.email, self.is_active
+        changes = dict(changes)
+        keep_appointments = changes.pop("keep_appointments", False)
         super().change(changes)
+        if was_active and not self.is_active and not keep_appointments:
+            self._refuse_with_appointments("keep_appointments: true closes the account and leaves them as they are.")
         if administered and not self.administers:
             self._leave_an_administrator()
         if "password" in changes or not self.is_active:
@@ -212,6 +221,20 @@ class User(Record):
     def _void_reset_links(self) -> None:
         db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
 
+    def _refuse_with_appointments(self, else_: str = "") -> None:
+        """Raise `Conflict` if the user has appointments to come."""
+        with db.session.no_autoflush:
+            coming = db.session.scalar(
+                select(func.count()).select_from(
+                    Appointment.live().where(Appointment.user_id == self.id, *Appointment.to_come()).subquery()
+                )
+            )
+        if coming:
+            raise errors.Conflict(
+                f"{self.name} still has {coming} appointment{'s' * (coming > 1)} to come. "
+                f"Give them to another doctor or cancel them first. {else_}".strip()
+            )
+
     def _leave_an_administrator(self) -> None:
         """Raise `Conflict` unless another administrator remains.
 
@@ -228,16 +251,7 @@ class User(Record):
         """Raises `Conflict` while the user has appointments to come, and for the last active administrator."""
         if self.administers:
             self._leave_an_administrator()
-        coming = db.session.scalar(
-            select(func.count()).select_from(
-                Appointment.live().where(Appointment.user_id == self.id, *Appointment.to_come()).subquery()
-            )
-        )
-        if coming:
-            raise errors.Conflict(
-                f"{self.name} still has {coming} appointment{'s' * (coming > 1)} to come. "
-                "Give them to another doctor or cancel them first."
-            )
+        self._refuse_with_appointments()
         super().archive()
         self.end_logins()
         self._void_reset_links()
@@ -262,6 +276,11 @@ def new_mrn() -> str:
     """Return a new medical record number: nine random digits, the first not 0, and a check digit."""
     digits = str(secrets.randbelow(900_000_000) + 100_000_000)
     return digits + mrn_check_digit(digits)
+
+
+PATIENT_DATES = {"admitted_at", "discharged_at", "date_of_birth"}
+STAYING = (PatientStatus.ADMITTED, PatientStatus.ONGOING, PatientStatus.CRITICAL)  # a change to these is an admission
+YEAR, OLDEST = timedelta(days=366), timedelta(days=366 * 130)
 
 
 class Patient(Record):
@@ -295,9 +314,45 @@ class Patient(Record):
         return f"{self.first_name} {self.last_name}"
 
     def change(self, changes: dict[str, Any]) -> None:
-        """Raises `Invalid` as `_check_new_names` does."""
+        """An admission without a date is now; a re-admission removes the old discharge.
+
+        A death cancels the appointments to come. Raises `Invalid` for dates that cannot be, and as `_check_new_names`
+        does.
+        """
         _check_new_names(self, changes)
+        before = {name: getattr(self, name) for name in PATIENT_DATES}
+        old_status, is_discharged = self.status, self.discharged_at is not None
         super().change(changes)
+        if all(changes.get(name) is None for name in ("admitted_at", "discharged_at")):
+            if self.id is None and self.status == PatientStatus.ADMITTED:
+                self.admitted_at = now()
+            elif (
+                is_discharged
+                and self.status in STAYING
+                and old_status not in STAYING
+                and not {"admitted_at", "discharged_at"} & changes.keys()
+            ):
+                self.admitted_at, self.discharged_at = now(), None
+        changed = {name for name in PATIENT_DATES if getattr(self, name) != before[name]}
+        self._refuse_impossible_dates(changed)
+        if self.status == PatientStatus.DECEASED != old_status and self.id is not None:
+            for appointment in self.children(Appointment, *Appointment.to_come(), Appointment.deleted_at.is_(None)):
+                appointment.status = AppointmentStatus.CANCELLED
+
+    def _refuse_impossible_dates(self, changed: set[str]) -> None:
+        """Raise `Invalid` for a changed date that is too early or too late. Dates that were stored before stay."""
+        today, birth = now().astimezone(clinic_zone()).date(), self.date_of_birth
+        if "date_of_birth" in changed and birth and birth < today - OLDEST:
+            raise errors.Invalid(date_of_birth="Nobody is over 130 years old.")
+        for name, what in (("admitted_at", "admission"), ("discharged_at", "discharge")):
+            instant = getattr(self, name)
+            if instant is None or not changed & {name, "date_of_birth"}:
+                continue
+            day = instant.astimezone(clinic_zone()).date()
+            if day > today + YEAR:
+                raise errors.Invalid({name: [f"The {what} is over a year ahead."]})
+            if birth and day < birth:
+                raise errors.Invalid({name: [f"The {what} is before the birth."]})
 
     def archive(self) -> None:
         """Archive the patient's reports and appointments, too, and cancel the appointments to come."""
@@ -449,17 +504,50 @@ class Appointment(ClinicalRecord):
         return self.status in HOLDING and self.appointment_datetime > now()
 
     def change(self, changes: dict[str, Any]) -> None:
+        """Raises `Invalid` for a time that cannot be, and `Conflict` for people who take no new appointment."""
+        was_booked, before, old_status = self.is_booked, self.slot, self.status
         super().change(changes)
-        self._refuse_archived_doctor()
+        if self.is_booked and (not was_booked or self.slot != before):
+            self._refuse_impossible_time()
+            self._refuse_people_who_take_none()
+        elif self.status == AppointmentStatus.CONFIRMED != old_status:
+            self._refuse_people_who_take_none()
+        if self.status in DONE and (self.status, self.slot) != (old_status, before):
+            self._refuse_before_its_day()
 
     def restore(self) -> None:
         super().restore()
-        self._refuse_archived_doctor()
+        if self.is_booked:
+            self._refuse_people_who_take_none()
 
-    def _refuse_archived_doctor(self) -> None:
-        """Raise `Conflict` if an appointment to come has an archived doctor."""
-        if self.is_to_come and self.doctor.deleted_at:
+    def _refuse_impossible_time(self) -> None:
+        """Raise `Invalid` for a new time over a day ago or over ten years ahead."""
+        if self.appointment_datetime < now() - timedelta(days=1):
+            raise errors.Invalid(appointment_datetime="This time is over a day ago.")
+        if self.appointment_datetime > now() + LATEST_BOOKING:
+            raise errors.Invalid(appointment_datetime="This time is over ten years ahead.")
+
+    def _refuse_people_who_take_none(self) -> None:
+        """Raise `Conflict` if the doctor is archived or inactive, or the patient deceased."""
+        if self.doctor.deleted_at and self.is_to_come:
             raise errors.Conflict(f"{self.doctor_name} is archived. Give this appointment to another doctor.")
+        if not self.doctor.is_active and self.is_to_come:
+            raise errors.Conflict(
+                f"The account of {self.doctor_name} is not active. Give this appointment to another doctor."
+            )
+        if self.patient.status == PatientStatus.DECEASED:
+            raise errors.Conflict(f"{self.patient_name} is deceased: nothing can be booked any more.")
+
+    def _refuse_before_its_day(self) -> None:
+        """Raise `Invalid` for a result before the clinic's day of the appointment."""
+        zone = clinic_zone()
+        if self.appointment_datetime.astimezone(zone).date() > now().astimezone(zone).date():
+            raise errors.Invalid(status=f"{self.status} is possible from the day of the appointment on.")
+
+    @property
+    def is_booked(self) -> bool:
+        """Whether the appointment is to take place, overbooked or not."""
+        return self.status in HOLDING and self.deleted_at is None
 
     @property
     def holds_slot(self) -> bool:
@@ -483,13 +571,13 @@ class Slot:
     start: datetime
     minutes: int
 
-    def clash(self) -> errors.Conflict | None:
+    def clash(self, leaving: Collection[int]) -> errors.Conflict | None:
         """Return an error that names the appointment in the way; None if there is none."""
         end = self.start + timedelta(minutes=self.minutes)
         near = db.session.scalars(
             Appointment.live()
             .where((Appointment.user_id == self.user_id) | (Appointment.patient_id == self.patient_id))
-            .where(Appointment.status.in_(HOLDING), Appointment.overbooked.is_(False))
+            .where(Appointment.status.in_(HOLDING), Appointment.overbooked.is_(False), Appointment.id.not_in(leaving))
             .where(Appointment.appointment_datetime.between(self.start - timedelta(minutes=MINUTES[1]), end))
             .order_by(Appointment.appointment_datetime)
         )
@@ -723,10 +811,11 @@ Kind = TypeVar("Kind", bound=Record)
 Child = TypeVar("Child", bound=ClinicalRecord)
 
 
-def save(record: Kind) -> Kind:
+def save(record: Kind, leaving: Collection[int] = ()) -> Kind:
     """Flush the record, so that it has its id and version, and return it. The caller commits.
 
-    Rolls back and raises `Conflict` when a slot is taken.
+    Rolls back and raises `Conflict` when a slot is taken, but not by appointments that are `leaving` their slots in
+    this transaction.
     """
     db.session.add(record)
     written = (*db.session.new, *db.session.dirty)  # a restored patient brings appointments back
@@ -736,15 +825,15 @@ def save(record: Kind) -> Kind:
     except IntegrityError as error:
         if errors.constraint_of(error) in SLOTS:
             db.session.rollback()
-            raise _clash(slots) from None
+            raise _clash(slots, leaving) from None
         raise
     return record
 
 
-def _clash(slots: Iterable[Slot]) -> errors.Conflict:
+def _clash(slots: Iterable[Slot], leaving: Collection[int]) -> errors.Conflict:
     """Return why the database refused one of these slots (migration 0004 has the constraints)."""
     moment_ago = "This slot was taken a moment ago."
-    found = (clash for slot in slots if (clash := slot.clash()))
+    found = (clash for slot in slots if (clash := slot.clash(leaving)))
     return next(found, errors.Conflict(moment_ago, {"appointment_datetime": [moment_ago]}))
 
 

@@ -396,6 +396,10 @@ class UserPatch(Patch):
     email: Email
     role: RoleField = Field(examples=["doctor"])
     is_active: bool = Field(examples=[True])
+    keep_appointments: bool = Field(
+        examples=[],
+        description="With `is_active: false`: whether the appointments to come stay with the closed account.",
+    )
 
 
 class UserQuery(SearchQuery):
@@ -530,6 +534,16 @@ class AppointmentPatch(AppointmentIn, Patch):
     model_config = _example(appointment_datetime="2030-03-04T10:00:00+00:00", duration_minutes=30)
     answer = AppointmentOut
     user_id: Id = Field(examples=[])
+
+
+class SwapIn(In):
+    first: Id = Field(examples=[1], description="An appointment.")
+    second: Id = Field(examples=[2], description="The appointment whose time it takes and to which it gives its own.")
+
+
+class SwapOut(Out):
+    first: AppointmentOut
+    second: AppointmentOut
 
 
 class AppointmentQuery(CollectionQuery):

@@ -265,7 +265,7 @@ def bookings(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
     def book(asker: Asker) -> Work:
         def work() -> None:
             number = next(made)
-            at = (datetime.fromisoformat("2060-01-01") + timedelta(minutes=30 * number)).isoformat()
+            at = (datetime.fromisoformat("2035-01-01") + timedelta(minutes=30 * number)).isoformat()
             asker.post("/appointment", patient_id=number % SMALL + 1, user_id=2 + number % 50, appointment_datetime=at)
 
         return work
@@ -294,7 +294,7 @@ def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
         ("create a patient", lambda: server.post("/patients", first_name="A", last_name="B", phone_number="0712"), 7),
         (
             "create an appointment",
-            lambda: server.post("/appointment", **book, appointment_datetime=f"2060-01-{next(day):02}T10:00"),
+            lambda: server.post("/appointment", **book, appointment_datetime=f"2035-01-{next(day):02}T10:00"),
             7,
         ),
     ):

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from client import Client, run_cli
@@ -60,6 +61,11 @@ def make_appointment(client: Client, patient_id: int, at: str = "2030-03-01T10:0
     response = client.post("/appointment", body)
     assert response.status_code == 201, response.json
     return dict(response.json)
+
+
+def hours_ago(hours: float) -> str:
+    """A time of today or yesterday, as it is booked afterwards: over a day ago nothing is booked any more."""
+    return (datetime.now(UTC) - timedelta(hours=hours)).isoformat(timespec="minutes")
 
 
 def make_report(client: Client, patient_id: int, *contents: bytes, **fields: Any) -> dict[str, Any]:

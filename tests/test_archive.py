@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from client import Client, assert_refused, at_once, run_cli
-from factories import files, make_appointment, make_patient, make_report, picture
+from factories import files, hours_ago, make_appointment, make_patient, make_report, picture
 from flask import Flask
 from sql import as_stored, sql, stored_files
 
@@ -101,7 +101,7 @@ def test_a_doctor_cannot_restore(admin: Client, doctor: Client, other_doctor: Cl
 def test_reports_and_appointments_go_with_their_patient_and_come_back(admin: Client, doctor: Client) -> None:
     patient, other = make_patient(doctor)["id"], make_patient(doctor)["id"]
     report = make_report(doctor, patient, picture(), picture("JPEG"))
-    past = make_appointment(doctor, patient, "2020-03-01T10:00", status="completed")
+    past = make_appointment(doctor, patient, hours_ago(3), status="completed")
     make_report(doctor, other)
     admin.delete(f"/patient/{patient}")
     assert [one["patient_id"] for one in doctor.get("/reports").json] == [other]
@@ -124,7 +124,7 @@ def test_only_what_was_archived_with_the_patient_comes_back_with_it(admin: Clien
 
 def test_an_archived_patients_appointments_to_come_are_cancelled(admin: Client, doctor: Client) -> None:
     patient = make_patient(doctor)["id"]
-    coming, past = make_appointment(doctor, patient), make_appointment(doctor, patient, "2020-03-01T10:00")
+    coming, past = make_appointment(doctor, patient), make_appointment(doctor, patient, hours_ago(3))
     admin.delete(f"/patient/{patient}")
     make_appointment(doctor, make_patient(doctor)["id"])  # the slot is free
     admin.post(f"/patient/{patient}/restore")
@@ -147,9 +147,9 @@ def test_a_patient_whose_past_slot_was_given_away_cannot_come_back_and_it_is_sai
     admin: Client, doctor: Client
 ) -> None:
     patient = make_patient(doctor)["id"]
-    make_appointment(doctor, patient, "2020-03-01T10:00")
+    make_appointment(doctor, patient, hours_ago(3))
     admin.delete(f"/patient/{patient}")
-    taker = make_appointment(doctor, make_patient(doctor)["id"], "2020-03-01T10:00")
+    taker = make_appointment(doctor, make_patient(doctor)["id"], hours_ago(3))
     refused = admin.post(f"/patient/{patient}/restore")
     assert refused.status_code == 409
     assert f"The doctor has appointment {taker['id']} " in refused.json["msg"]
@@ -160,7 +160,7 @@ def test_a_patient_whose_past_slot_was_given_away_cannot_come_back_and_it_is_sai
 def test_who_restores_a_patient_waits_for_their_doctors_first(app: Flask, admin: Client, doctor: Client) -> None:
     """As a booking does. Were the patient locked already, the booking and the restoring would wait for each other."""
     patient = make_patient(doctor)["id"]
-    make_appointment(doctor, patient, "2020-03-01T10:00")
+    make_appointment(doctor, patient, hours_ago(3))
     admin.delete(f"/patient/{patient}")
     with app.app_context(), ThreadPoolExecutor(1) as apart:
         with db.engine.begin() as booking:
@@ -188,7 +188,7 @@ def test_nobody_is_booked_whose_archiving_is_under_way(app: Flask, admin: Client
 
 def test_a_user_with_appointments_to_come_cannot_be_archived(admin: Client, doctor: Client) -> None:
     patient = make_patient(doctor)["id"]
-    make_appointment(doctor, patient, "2020-03-01T10:00")
+    make_appointment(doctor, patient, hours_ago(3))
     make_appointment(doctor, patient, "2030-03-01T10:00")
     make_appointment(doctor, patient, "2030-03-01T11:00", status="cancelled")
     make_appointment(doctor, patient, "2030-03-01T12:00", status="pending")
@@ -204,7 +204,7 @@ def test_an_archived_doctor_gets_no_appointments_to_come(admin: Client, doctor: 
     patient = make_patient(doctor)["id"]
     make_appointment(doctor, patient, status="cancelled")
     doctor.delete(f"/appointment/{make_appointment(doctor, patient, '2030-03-01T11:00')['id']}")
-    past = make_appointment(doctor, patient, "2020-03-01T10:00")["id"]
+    past = make_appointment(doctor, patient, hours_ago(3))["id"]
     admin.delete(f"/user/{doctor.user['id']}")
     assert admin.patch("/appointment/1", {"status": "scheduled"}).status_code == 409
     assert admin.post("/appointment/2/restore").status_code == 409

@@ -180,7 +180,7 @@ def test_patients_come_by_name_and_by_admission(doctor: Client) -> None:
         ("Achieng", "Juma", None),
         ("Kamau", "Zawadi", "2026-03-01T10:00"),
     ):
-        make_patient(doctor, last_name=last, first_name=first, admitted_at=admitted)
+        make_patient(doctor, last_name=last, first_name=first, admitted_at=admitted, status="outpatient")
     for order, expected in (
         ("id", [1, 2, 3, 4, 5]),
         ("-id", [5, 4, 3, 2, 1]),
@@ -239,7 +239,7 @@ def test_repeated_keys_mean_any_of_in_every_order(doctor: Client) -> None:
 
 def test_patients_by_their_admission_come_in_its_order(doctor: Client) -> None:
     for admitted in ("2026-03-02T00:00", "2026-03-01T23:59", None, "2026-02-28T10:00"):
-        make_patient(doctor, admitted_at=admitted)
+        make_patient(doctor, admitted_at=admitted, status="outpatient")
     assert ids(doctor.get("/patients?admitted_from=2026-03-01")) == [2, 1]
     assert ids(doctor.get("/patients?admitted_to=2026-03-01")) == [4, 2]  # the whole of that day
     assert ids(doctor.get("/patients?admitted_to=2026-03-01T23:58")) == [4]

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from client import Client, assert_refused
-from factories import make_appointment, make_patient, make_report
+from factories import hours_ago, make_appointment, make_patient, make_report
 from flask import Flask
 from sql import snapshot
 
@@ -34,8 +34,10 @@ def test_what_is_not_said_of_a_patient_has_its_default(doctor: Client) -> None:
     patient = make_patient(doctor)
     assert patient["status"] == "admitted"
     assert (patient["doctor_summary"], patient["diagnosis"]) == ("", "")
-    for unknown in ("admitted_at", "discharged_at", "date_of_birth", "sex"):
+    assert datetime.now(UTC) - datetime.fromisoformat(patient["admitted_at"]) < timedelta(minutes=1)
+    for unknown in ("discharged_at", "date_of_birth", "sex"):
         assert patient[unknown] is None
+    assert make_patient(doctor, status="outpatient")["admitted_at"] is None
 
 
 def test_everything_that_is_said_of_a_patient_is_kept(doctor: Client) -> None:
@@ -111,7 +113,7 @@ def test_a_birthday_as_a_browser_at_the_clinic_writes_its_midnight_is_read(
 
 def test_what_was_not_filled_in_in_a_form_is_null(doctor: Client) -> None:
     blank = {"admitted_at": "", "discharged_at": "", "date_of_birth": "", "sex": ""}
-    patient = make_patient(doctor, **blank)
+    patient = make_patient(doctor, **blank, status="outpatient")
     assert {name: patient[name] for name in blank} == dict.fromkeys(blank)
     doctor.patch("/patient/1", {"sex": "female"})
     assert doctor.patch("/patient/1", {"sex": ""}).json["sex"] is None
@@ -198,11 +200,11 @@ def test_the_future_appointments_of_an_archived_patient_are_cancelled(
     app: Flask, admin: Client, doctor: Client
 ) -> None:
     patient = make_patient(doctor)
-    yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+    yesterday = hours_ago(23)
     for at, status in [
         (yesterday, "scheduled"),
         ("2030-03-01T10:00", "confirmed"),
-        ("2030-03-02T10:00", "completed"),
+        ("2030-03-02T10:00", "cancelled"),
     ]:
         make_appointment(doctor, patient["id"], at, status=status)
 
@@ -210,7 +212,7 @@ def test_the_future_appointments_of_an_archived_patient_are_cancelled(
 
     with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as connection:
         kept = connection.exec_driver_sql("SELECT status FROM appointments ORDER BY id").scalars().all()
-    assert kept == ["scheduled", "cancelled", "completed"]
+    assert kept == ["scheduled", "cancelled", "cancelled"]
 
 
 def test_an_archived_patient_takes_no_doctors_future_with_it(admin: Client, doctor: Client) -> None:
@@ -247,11 +249,11 @@ def test_a_time_without_an_offset_is_the_clinics(
 
 
 def test_a_time_that_the_clocks_jump_over_is_refused(doctor: Client, at_home: Callable[[Client, str], Client]) -> None:
-    berlin = at_home(doctor, "Europe/Berlin")  # on 31 March 2030 two o'clock is followed by three
+    berlin = at_home(doctor, "Europe/Berlin")  # on 28 March 2027 two o'clock is followed by three
     patient = make_patient(berlin)
-    refused = berlin.patch(f"/patient/{patient['id']}", {"admitted_at": "2030-03-31T02:30"})
+    refused = berlin.patch(f"/patient/{patient['id']}", {"admitted_at": "2027-03-28T02:30"})
     assert_refused(refused, 422, "admitted_at")
-    assert make_patient(berlin, admitted_at="2030-03-31T03:00")["admitted_at"] == "2030-03-31T03:00:00+02:00"
+    assert make_patient(berlin, admitted_at="2027-03-28T03:00")["admitted_at"] == "2027-03-28T03:00:00+02:00"
 
 
 def test_a_day_whose_midnight_the_clocks_jump_over_begins_at_one(
@@ -275,9 +277,9 @@ def test_date_and_time_are_told_apart_as_iso_8601_has_it(doctor: Client, sign: s
 def test_an_hour_that_comes_twice_is_read_as_its_first(
     doctor: Client, at_home: Callable[[Client, str], Client]
 ) -> None:
-    berlin = at_home(doctor, "Europe/Berlin")  # on 27 October 2030 half past two comes twice
-    assert make_patient(berlin, admitted_at="2030-10-27T02:30")["admitted_at"] == "2030-10-27T02:30:00+02:00"
-    assert make_patient(berlin, admitted_at="2030-10-27T02:30+01:00")["admitted_at"] == "2030-10-27T02:30:00+01:00"
+    berlin = at_home(doctor, "Europe/Berlin")  # on 25 October 2026 half past two comes twice
+    assert make_patient(berlin, admitted_at="2026-10-25T02:30")["admitted_at"] == "2026-10-25T02:30:00+02:00"
+    assert make_patient(berlin, admitted_at="2026-10-25T02:30+01:00")["admitted_at"] == "2026-10-25T02:30:00+01:00"
 
 
 def test_a_list_of_patients_takes_as_many_statements_however_long_it_is(app: Flask, doctor: Client) -> None:

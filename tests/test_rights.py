@@ -61,6 +61,7 @@ RIGHTS = {
     "DELETE /appointment/<id:appointment_id>": OWNER,
     "POST /appointment/<id:appointment_id>/restore": ADMIN,
     "GET /appointment/<id:appointment_id>/history": OWNER,
+    "POST /appointment/swap": (401, 401, 422, 422, 422),  # an appointment and itself
     "GET /reports": SIGNED_IN,
     "POST /reports": CREATES,
     "GET /reports/<id:report_id>": SIGNED_IN,
@@ -84,6 +85,7 @@ BODIES: dict[str, Callable[["Ward"], dict[str, Any]]] = {
         "json": {"patient_id": ward.patient, "appointment_datetime": ward.another_time()}
     },
     "PATCH /appointment/<id:appointment_id>": lambda ward: {"json": {"reason": "fever"}},
+    "POST /appointment/swap": lambda ward: {"json": {"first": 1, "second": 1}},
     "POST /reports": lambda ward: {"data": {"patient_id": ward.patient, "images": files(picture())}},
     "PATCH /reports/<id:report_id>": lambda ward: {"json": {"diagnosis": "Malaria"}},
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from client import Client, at_once, migrate
-from factories import make_appointment, make_patient
+from factories import hours_ago, make_appointment, make_patient
 from flask import Flask
 from sql import sql
 from sqlalchemy.exc import IntegrityError
@@ -94,9 +94,9 @@ def test_each_state_that_holds_a_slot_blocks_and_is_blocked(doctor: Client, stat
 
 @pytest.mark.parametrize("status", FREE)
 def test_an_appointment_that_is_over_neither_blocks_nor_is_blocked(doctor: Client, status: str) -> None:
-    make_appointment(doctor, make_patient(doctor)["id"], status=status)
-    assert book(doctor, make_patient(doctor)["id"], "2030-03-01T10:10") == 201
-    assert book(doctor, make_patient(doctor)["id"], "2030-03-01T10:10", status=status) == 201
+    make_appointment(doctor, make_patient(doctor)["id"], hours_ago(0), status=status)
+    assert book(doctor, make_patient(doctor)["id"], hours_ago(0)) == 201
+    assert book(doctor, make_patient(doctor)["id"], hours_ago(0), status=status) == 201
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 from client import Client, assert_refused
-from factories import PASSWORD, make_appointment, make_patient, make_report, sign_in, sign_up
+from factories import PASSWORD, hours_ago, make_appointment, make_patient, make_report, sign_in, sign_up
 from flask import Flask
 from sql import snapshot
 
@@ -72,7 +72,7 @@ def test_a_user_with_future_appointments_cannot_be_archived(app: Flask, admin: C
     patient = make_patient(doctor)
     for day in (1, 2, 3):
         make_appointment(doctor, patient["id"], f"2030-03-0{day}T10:00")
-    make_appointment(doctor, patient["id"], "2020-03-01T10:00")
+    make_appointment(doctor, patient["id"], hours_ago(3))
     make_appointment(doctor, patient["id"], "2030-03-04T10:00", status="cancelled")
     before = snapshot(app)
     refused = admin.delete(f"/user/{doctor.user['id']}")
@@ -82,7 +82,7 @@ def test_a_user_with_future_appointments_cannot_be_archived(app: Flask, admin: C
 
 
 def test_a_user_whose_appointments_are_over_can_be_archived(admin: Client, doctor: Client) -> None:
-    make_appointment(doctor, make_patient(doctor)["id"], "2020-03-01T10:00")
+    make_appointment(doctor, make_patient(doctor)["id"], hours_ago(3))
     assert admin.delete(f"/user/{doctor.user['id']}").status_code == 200
 
 
