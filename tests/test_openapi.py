@@ -96,7 +96,7 @@ def example_of_model(doc: Any, name: str) -> Any:
 
 
 def clinic(app: Flask) -> Client:
-    """Make the records of the examples: patient 1, appointment 1, report 1. User 1, an administrator, is the caller."""
+    """Make the records of the examples: patient 1, appointments 1 and 2, report 1. User 1, an administrator, is the caller."""
     empty_tables(app)
     password = example_of_model(document(app), "PasswordChange")["current_password"]
     user = sign_up(app, "Ada", "admin", password=password)
@@ -106,7 +106,8 @@ def clinic(app: Flask) -> Client:
         colleague = {"first_name": name, "last_name": "Otieno", "email": f"{name}@clinic.test", "role": "admin"}
         assert client.post("/signup", {**colleague, "password": password}).status_code == 201
     patient = make_patient(client)
-    make_appointment(client, patient["id"], user_id=2)
+    for day in (1, 2):
+        make_appointment(client, patient["id"], f"2030-03-0{day}T10:00", user_id=2)
     make_report(client, patient["id"])
     return client
 
