@@ -96,7 +96,7 @@ def example_of_model(doc: Any, name: str) -> Any:
 
 
 def clinic(app: Flask) -> Client:
-    """Make the records of the examples: patient 1, appointments 1 and 2, report 1. User 1, an administrator, is the caller."""
+    """Make the records of the examples: patient 1, appointments 1 and 2, report 1. The caller is user 1, an admin."""
     empty_tables(app)
     password = example_of_model(document(app), "PasswordChange")["current_password"]
     user = sign_up(app, "Ada", "admin", password=password)
