@@ -29,7 +29,9 @@ class OneLineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
-        return one_line(_COLOURS.sub("", line) if record.name == "werkzeug" else line)
+        if record.name == "werkzeug":
+            line = _COLOURS.sub("", line).replace("\n * Running on", " Running on")  # its greeting has two lines
+        return one_line(line)
 
     def formatException(self, ei: Any) -> str:
         return _indented(super().formatException(ei))
