@@ -62,6 +62,7 @@ def init_app(app: Flask) -> None:
     app.session_interface = NoSessions()
     app.url_map.converters["id"] = IdConverter
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # `/docs//` would be redirected, to the host that the Host header names
     if proxies := app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     _add_cors(app)
