@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response, g, has_request_context, jsonify, request
+from flask.json.provider import DefaultJSONProvider
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
@@ -19,6 +20,8 @@ from server.outage import outage
 log = logging.getLogger("hosi")
 
 Fields = Mapping[str, list[str]]
+MOST_FAULTS = 20  # messages that an answer names
+LONGEST_NAME = 50  # characters of a field's name in an answer; a client may send any name
 
 
 class APIError(Exception):
@@ -69,13 +72,23 @@ class UnsupportedMediaType(APIError):
 
 
 class Invalid(APIError):
-    """A request that is well-formed but not valid: `Invalid(patient_id="There is no patient 7.")`."""
+    """A request that is well-formed but not valid: `Invalid(patient_id="There is no patient 7.")`.
+
+    The answer names the first `MOST_FAULTS` messages and counts the rest. `unnamed` faults are counted with these.
+    """
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
 
-    def __init__(self, errors: Fields | None = None, **field: str) -> None:
-        errors = {**(errors or {}), **{name: [text] for name, text in field.items()}}
-        super().__init__(" ".join(f"{name}: {texts[0].removesuffix('.')}." for name, texts in errors.items()), errors)
+    def __init__(self, errors: Fields | None = None, unnamed: int = 0, **field: str) -> None:
+        faults = [(name[:LONGEST_NAME], text) for name, texts in (errors or {}).items() for text in texts]
+        faults += field.items()
+        named: dict[str, list[str]] = {}
+        for name, text in faults[:MOST_FAULTS]:
+            named.setdefault(name, []).append(text)
+        msg = " ".join(f"{name}: {texts[0].removesuffix('.')}." for name, texts in named.items())
+        if more := len(faults[MOST_FAULTS:]) + unnamed:
+            msg += f" And {more:,} more."
+        super().__init__(msg, named)
 
 
 class TooManyRequests(APIError):
@@ -91,6 +104,12 @@ class Unavailable(APIError):
 
     def __init__(self, msg: str) -> None:
         super().__init__(msg, headers={"Retry-After": "5"})
+
+
+def no_room(error: OSError) -> Unavailable:
+    """Return the answer to a request whose temporary files cannot be written, and log why."""
+    log.error("a temporary file cannot be written: %s", error)
+    return Unavailable("This server has no room for the files at the moment. Please try again.")
 
 
 # What a violation of each constraint says to a person; `explain` fills it, beside each table.
@@ -186,7 +205,7 @@ def field_errors(found: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     for one in found:
         # a number is a position in a list
-        name = ".".join(part[:100] for part in one["loc"] if isinstance(part, str)) or "body"
+        name = ".".join(part for part in one["loc"] if isinstance(part, str)) or "body"
         text = "This field is not known here." if one["type"] == "extra_forbidden" else one["msg"]
         fields.setdefault(name, []).append(text.removeprefix("Value error, "))
     return fields
@@ -239,6 +258,8 @@ def request_id() -> str | None:
 
 
 def init_app(app: Flask) -> None:
+    if isinstance(app.json, DefaultJSONProvider):
+        app.json.ensure_ascii = False  # a name in UTF-8 takes a third of what it takes as \ud83d\ude00
     app.before_request(_name_request)
     app.register_error_handler(APIError, respond)
     app.register_error_handler(HTTPException, _on_http)
