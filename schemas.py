@@ -37,6 +37,8 @@ from server.web import LARGEST_ID
 
 YEARS = (1850, 2200)  # first year, and the year after the last; Python's arithmetic fails beyond year 9999
 PASSWORD_LENGTH = 10  # minimum, in characters
+LONGEST_PASSWORD = 4_000  # characters
+LONGEST_WORD = 100  # characters, blanks around it included
 
 
 def _no_nul(text: str) -> str:
@@ -49,7 +51,8 @@ def _word(words: type[StrEnum], **aliases: str) -> BeforeValidator:
     """Read a word in any case, with spaces or hyphens for underscores. `aliases` are other spellings."""
 
     def read(word: object) -> str:
-        plain = re.sub(r"[\s-]+", "_", word.strip().lower()) if isinstance(word, str) else ""
+        short = word if isinstance(word, str) and len(word) <= LONGEST_WORD else ""
+        plain = re.sub(r"[\s-]+", "_", short.strip().lower())
         plain = aliases.get(plain, plain)
         if plain not in list(words):
             raise ValueError(f"must be one of: {', '.join(words)}")
@@ -203,7 +206,12 @@ _secret = Field(json_schema_extra={"format": "password"})  # Swagger UI hides th
 Password = Annotated[  # any string: a wrong password is 401, not 422
     str, StringConstraints(strip_whitespace=False), _secret, Field(examples=["three green herons"])
 ]
-NewPassword = Annotated[str, StringConstraints(strip_whitespace=False, min_length=PASSWORD_LENGTH), _nul_free, _secret]
+NewPassword = Annotated[
+    str,
+    StringConstraints(strip_whitespace=False, min_length=PASSWORD_LENGTH, max_length=LONGEST_PASSWORD),
+    _nul_free,
+    _secret,
+]
 Id = Annotated[int, Field(ge=1, le=LARGEST_ID), BeforeValidator(_whole_number)]
 OwnId = Annotated[Id | None, Field(description="The doctor. By default the caller.")]
 Count = Annotated[int, BeforeValidator(_whole_number)]

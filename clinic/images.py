@@ -32,7 +32,7 @@ from models import Image, Report, Upload, User
 from server import errors, fast_reads, pictures
 from server.database import db, now, refuse_open_transaction
 from server.logs import one_line
-from server.multipart import FILE_LIMIT, MOST_FILES
+from server.multipart import FILE_LIMIT, LONGEST_FILENAME
 from server.pictures import Picture
 
 log = logging.getLogger("hosi.media")
@@ -330,23 +330,24 @@ _in_flight = _Budget(IN_FLIGHT)
 
 
 def _checked(files: Sequence[FileStorage]) -> list[Picture]:
-    """Check all files and return them as pictures. Raises `TooLarge`, or `Invalid` with a sentence per bad file."""
-    if len(files) > MOST_FILES:
-        raise errors.Invalid(images=f"At most {MOST_FILES} images can be sent at once; these are {len(files)}.")
-    for file in files:
-        if file.stream.seek(0, os.SEEK_END) > FILE_LIMIT:
-            raise errors.TooLarge(f"{(file.filename or '')[:100]} is larger than {FILE_LIMIT >> 20} MB.")
+    """Check all files and return them as pictures.
+
+    Raises `Invalid` with a sentence for each bad file, or `Unavailable` on a full disk.
+    """
     wrong: list[str] = []
     with ExitStack() as opened:
         checked: list[Picture] = []
         for file in files:
+            name = (file.filename or "")[:LONGEST_FILENAME]
             try:
                 checked.append(pictures.check(file.stream))
                 opened.callback(checked[-1].close)
                 if checked[-1].bytes > FILE_LIMIT:  # the PNG of a TIFF may be larger than the TIFF
-                    wrong.append(f"{(file.filename or '')[:100]}: as a PNG it is larger than {FILE_LIMIT >> 20} MB.")
+                    wrong.append(f"{name}: as a PNG it is larger than {FILE_LIMIT >> 20} MB.")
             except pictures.UnfitPicture as reason:
-                wrong.append(f"{(file.filename or '')[:100]}: {reason}")
+                wrong.append(f"{name}: {reason}")
+            except OSError as error:
+                raise errors.no_room(error) from error
         if wrong:
             raise errors.Invalid({"images": wrong})
         opened.pop_all()
@@ -420,7 +421,7 @@ def uploaded(files: Sequence[FileStorage]) -> Iterator[Uploads]:
     """Check the files and send them to the store; take them back if the block fails.
 
     The block makes or changes the report and commits it. No transaction may be open when this begins.
-    Raises `TooLarge`, `Invalid` or `ImageStoreFailed`.
+    Raises `Invalid`, `ImageStoreFailed` or `Unavailable`.
     """
     refuse_open_transaction("uploaded")
     sending = {secrets.token_hex(20): picture for picture in _checked(files)}

@@ -13,7 +13,7 @@ from flask import Response, g, request
 from pydantic import BaseModel, TypeAdapter
 
 from server import database, errors, multipart
-from server.bodies import PARSERS
+from server.bodies import PARSERS, PUBLIC_LIMIT
 
 access_log = logging.getLogger("hosi.access")
 Answer = TypeVar("Answer")
@@ -127,9 +127,10 @@ def _route(view: Callable[..., Any], terms: Contract) -> Callable[..., Response]
 
     @wraps(view)
     def route(**path: Any) -> Response:
-        arguments = path | {name: PARSERS[name](model) for name, model in terms.inputs.items()}
+        limit = PUBLIC_LIMIT if getattr(route, "access", None) is PUBLIC else None
+        arguments = path | {name: PARSERS[name](model, limit) for name, model in terms.inputs.items()}
         if terms.files:
-            arguments["images"] = [] if request.is_json else multipart.images()
+            arguments["images"] = multipart.images()
         if request.method in ("GET", "HEAD"):
             answer = view(**arguments)
         else:

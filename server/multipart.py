@@ -1,89 +1,205 @@
-"""A multipart form as it arrives: its limits, its fields, its files (RFC 7578)."""
+"""Reads a multipart form part by part (RFC 7578), and refuses it at the first part that is not taken.
 
-import os
+Werkzeug's own parser keeps every part of a form before anybody can look at it.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from io import BytesIO
+from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
-from flask import Request, request
-from werkzeug.datastructures import FileStorage, MultiDict
-from werkzeug.formparser import FormDataParser
+from flask import Request, g, request
+from werkzeug.datastructures import FileStorage
+from werkzeug.formparser import MultiPartParser
+from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
+from werkzeug.wsgi import get_content_length
 
 from server import errors
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-JSON_LIMIT = 2 * 1024 * 1024  # bytes of a body without files
 MOST_FILES = 50
 FILE_LIMIT = 20 * 1024 * 1024  # bytes of one file
-FORM_LIMIT = MOST_FILES * (FILE_LIMIT + 1024) + JSON_LIMIT
+FORM_LIMIT = MOST_FILES * (FILE_LIMIT + 1024) + 2 * 1024 * 1024  # bytes
+MOST_PARTS = 1_000  # of them most are empty file inputs
+PIECE = 64 * 1024  # bytes that are read at once
+IN_MEMORY = 500 * 1024  # bytes of a file; a larger one goes to a temporary file
+LONGEST_HEADERS = 2 * PIECE  # bytes of what precedes the content of a part
+LONGEST_FILENAME = 50  # characters of a file's name in an answer
+DISCARDING = 5  # seconds
+STALLED = 1  # seconds, after which no more is expected
+_charset = MultiPartParser().get_part_charset
 
 
-class _LoudParser(FormDataParser):
-    """Werkzeug reads a broken form as an empty one; this one says so."""
+class _Body:
+    """The body of a request, which knows whether all of it was read."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "silent": False})
-
-
-class _Chunks:
-    """A body in chunks (RFC 9112 section 7.1). What the server that reads them raises is the client's fault: they are
-    malformed, or end too early."""
-
-    def __init__(self, chunks: IO[bytes]) -> None:
-        self._chunks = chunks
+    def __init__(self, environ: "WSGIEnvironment") -> None:
+        self._stream = environ["wsgi.input"]
+        self._socket = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+        self._in_chunks = "HTTP_TRANSFER_ENCODING" in environ  # RFC 9112 section 7.1
+        self._unread = get_content_length(environ) or int(self._in_chunks)  # of a body in chunks, whether there is more
 
     def read(self, size: int = -1) -> bytes:
+        """Raises `BadRequest` for broken chunks: what the server that reads them raises is the client's fault."""
         try:
-            return self._chunks.read(size)
+            piece: bytes = self._stream.read(size)
         except Exception as error:
-            raise errors.BadRequest("The body is not well-formed: its chunks are broken.") from error
+            self._unread = 0
+            if self._in_chunks:
+                raise errors.BadRequest("The body is not well-formed: its chunks are broken.") from error
+            raise
+        if not piece:
+            self._unread = 0
+        elif not self._in_chunks:
+            self._unread -= len(piece)
+        return piece
+
+    def discard(self) -> None:
+        """Read what is left, for some seconds: a client that sends all before it reads can then read the answer.
+
+        Servers discard 64 KB and reset the connection. A browser shows that as a network error.
+        """
+        if not self._unread or self._socket is None:
+            return
+        until = time.monotonic() + DISCARDING
+        self._socket.settimeout(STALLED)
+        with suppress(OSError, errors.BadRequest):
+            while self._unread and time.monotonic() < until:
+                self.read(1024 if self._in_chunks else min(1024, self._unread))  # servers wait until they have as much
+        self._socket.settimeout(None)
 
 
 class APIRequest(Request):
-    form_data_parser_class = _LoudParser
+    """A request that leaves no file open and no body unread."""
 
     def __init__(self, environ: "WSGIEnvironment", *args: Any, **kwargs: Any) -> None:
-        if "HTTP_TRANSFER_ENCODING" in environ:
-            environ["wsgi.input"] = _Chunks(environ["wsgi.input"])
+        self._body = environ["wsgi.input"] = _Body(environ)
+        self._files: list[IO[bytes]] = []
         super().__init__(environ, *args, **kwargs)
-        self._received: list[IO[bytes]] = []
 
-    def _get_file_stream(self, *args: Any, **kwargs: Any) -> IO[bytes]:
-        self._received.append(super()._get_file_stream(*args, **kwargs))
-        return self._received[-1]
+    def temporary_file(self) -> IO[bytes]:
+        """Return a new file that lasts as long as this request."""
+        self._files.append(SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
+        return self._files[-1]
 
     def close(self) -> None:
-        """The files of a form that was refused half-way, too: Werkzeug closes those of a whole one only."""
-        for file in self._received:
+        """Close the files and discard the rest of the body. Flask calls this before the answer is sent."""
+        for file in self._files:
             file.close()
+        self._body.discard()
 
 
-def json_body() -> bytes:
-    """A JSON body as it came. Raises `TooLarge`."""
-    body = request.get_data()
-    if len(body) >= JSON_LIMIT:  # one in chunks is cut off there
-        raise errors.TooLarge(f"JSON is taken up to {JSON_LIMIT >> 20} MB.")
-    return body
+def read(names: Collection[str], text_limit: int) -> dict[str, str]:
+    """Return the texts of the form by name, and keep its files for `images()`.
 
-
-def fields() -> MultiDict[str, str]:
-    """The fields that are no files. Raises `BadRequest`, and `Invalid` for files under another name than `images`."""
+    Reads on only while each part is taken: a text of one of these names, or a file named `images`. All texts together
+    take `text_limit` bytes at most. Raises `BadRequest`, `Invalid`, `TooLarge`, or `Unavailable` on a full disk.
+    """
     request.max_content_length = FORM_LIMIT
+    form = _Form(names, text_limit)
     try:
-        form = request.form
+        for event in _events():
+            if isinstance(event, Field | File):
+                form.begin(event)
+            elif isinstance(event, Data):
+                form.take(event.data)
+                if not event.more_data:
+                    form.end()
     except ValueError:
         raise errors.BadRequest("The body is not a well-formed multipart/form-data.") from None
-    if None in form or None in request.files:
-        raise errors.BadRequest("Each part of the form needs a name.")
-    if any("\ufffd" in text for pair in form.items(multi=True) for text in pair):  # what Werkzeug could not decode
-        raise errors.BadRequest("The texts of the form are not UTF-8, or have U+FFFD in them, as text that was not.")
-    if "images" in form:  # of a whole report that is sent back they would be ignored
-        raise errors.Invalid(images="Send files under this name, not text: with curl, images=@front.jpg.")
-    if unknown := {name: ["No file is taken here."] for name in request.files if name != "images"}:
-        raise errors.Invalid(unknown)
-    return form
+    g.images = form.images
+    return form.texts
 
 
 def images() -> list[FileStorage]:
-    """The files named `images`. A form without a chosen file sends one that is empty and has no name."""
-    return [file for file in request.files.getlist("images") if file.filename or file.stream.seek(0, os.SEEK_END)]
+    """Return the files of this request's form. A form without a chosen file sends one that is empty and has no name."""
+    images: list[FileStorage] = g.get("images", [])
+    return images
+
+
+def _events() -> Iterator[Event]:
+    """Yield the beginnings of the parts and their data. Raises ValueError for a malformed form, or half of one."""
+    boundary = request.mimetype_params.get("boundary", "").encode("ascii")
+    if not boundary:
+        raise ValueError("no boundary")
+    decoder = MultipartDecoder(boundary, max_form_memory_size=LONGEST_HEADERS, max_parts=MOST_PARTS)
+    while not isinstance(event := decoder.next_event(), Epilogue):
+        if isinstance(event, NeedData):
+            decoder.receive_data(request.stream.read(PIECE) or None)
+        else:
+            yield event
+
+
+class _Form:
+    """The parts of a form, taken one after another."""
+
+    def __init__(self, names: Collection[str], text_limit: int) -> None:
+        self.texts: dict[str, str] = {}
+        self.images: list[FileStorage] = []
+        self._names = names
+        self._room = text_limit
+        self._part: Field | File
+        self._content: IO[bytes]
+        self._size = 0  # of the content
+
+    def begin(self, part: Field | File) -> None:
+        self._part = part
+        self._size = 0
+        self._check_name(part.name, isinstance(part, File))
+        self._content = request.temporary_file() if isinstance(part, File) else BytesIO()  # type: ignore[attr-defined]
+
+    def _check_name(self, name: str | None, is_file: bool) -> None:
+        if name is None:
+            raise errors.BadRequest("Each part of the form needs a name.")
+        fault = None
+        if is_file:
+            fault = "No file is taken here." if name != "images" else None
+        elif name == "images":
+            # a whole report that is sent back has such a text, and would lose its images without a word
+            fault = "Send files under this name, not text: with curl, images=@front.jpg."
+        elif name in self.texts:
+            fault = "Give this only once."
+        elif name not in self._names:
+            fault = "This field is not known here."
+        if fault:
+            raise errors.Invalid({name: [fault]})
+
+    def take(self, data: bytes) -> None:
+        """Keep the next bytes of the part."""
+        self._size += len(data)
+        if isinstance(self._part, File):
+            self._check_file(self._part)
+        else:
+            self._room -= len(data)
+        if self._room < 0:
+            raise errors.TooLarge("The texts of the form are larger than its fields can be.")
+        try:
+            self._content.write(data)
+        except OSError as error:
+            raise errors.no_room(error) from error
+
+    def _check_file(self, part: File) -> None:
+        if len(self.images) == MOST_FILES and (part.filename or self._size):
+            raise errors.Invalid(images=f"At most {MOST_FILES} images can be sent at once.")
+        if self._size > FILE_LIMIT:
+            raise errors.TooLarge(f"{part.filename[:LONGEST_FILENAME]} is larger than {FILE_LIMIT >> 20} MB.")
+
+    def end(self) -> None:
+        """Add the part to the texts or to the images."""
+        part = self._part
+        if isinstance(part, Field):
+            self.texts[part.name] = self._text(part)
+        elif part.filename or self._size:
+            self._content.seek(0)
+            self.images.append(FileStorage(self._content, part.filename, part.name, headers=part.headers))
+
+    def _text(self, part: Field) -> str:
+        self._content.seek(0)
+        try:
+            return self._content.read().decode(_charset(part.headers))
+        except UnicodeDecodeError:
+            raise errors.BadRequest("The texts of the form are not UTF-8.") from None

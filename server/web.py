@@ -8,7 +8,7 @@ from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter
 
-from server.multipart import JSON_LIMIT, APIRequest
+from server.multipart import APIRequest
 
 LARGEST_ID = 999_999_999  # fits into an INTEGER column; nine digits, so that the pattern of an address says the same
 HEADERS = {
@@ -57,7 +57,6 @@ def _add_cors(app: Flask) -> None:
 
 
 def init_app(app: Flask) -> None:
-    app.config["MAX_CONTENT_LENGTH"] = JSON_LIMIT
     app.request_class = APIRequest
     app.session_interface = NoSessions()
     app.url_map.converters["id"] = IdConverter

@@ -92,6 +92,7 @@ def _clean(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int, int, 
         content, width, height, frames, cost = _CLEANERS[format](source)
     refuse_bomb(width, height, frames)
     file.write(content)
+    file.flush()  # a full disk is no fault of the picture
     return width, height, frames, cost
 
 
