@@ -12,8 +12,9 @@ import click
 from flask import Flask, current_app
 from flask.cli import with_appcontext
 from pydantic import ValidationError
+from sqlalchemy import func, select
 
-from clinic import accounts, archive, demo, idempotency, image_check, images
+from clinic import accounts, archive, demo, idempotency, image_check, images, search
 from clinic.history import keys, rotation, verification
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
@@ -121,6 +122,22 @@ def erase(before: datetime, dry_run: bool) -> None:
         with click.progressbar(found, hidden=not found, label=f"erasing {what}", file=sys.stderr) as ids:
             erased = sum(database.in_transaction(partial(archive.erase, kind, one, before)) for one in ids)
         click.echo(f"{erased} {what} erased.")
+
+
+@click.command("reindex")
+@with_appcontext
+def reindex() -> None:
+    """Write the search words of all patients and staff anew, after PHONE_REGION has changed.
+
+    The server may run meanwhile. You can stop this command and run it again.
+    """
+    for kind, what in ((Patient, "patients"), (User, "users")):
+        total = db.session.scalar(select(func.count()).select_from(kind)) or 0
+        db.session.rollback()
+        with click.progressbar(length=total, label=f"indexing {what}", file=sys.stderr) as bar:
+            for number in search.index_again(kind):
+                bar.update(number)
+        click.echo(f"{total} {what} indexed.")
 
 
 @click.group("audit")
@@ -263,7 +280,7 @@ def seed_clinic(
         click.echo("\n".join(f"  {role:<8} {email}" for email, role in logins))
 
 
-COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, audit_group, images_group, seed_clinic)
+COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, reindex, audit_group, images_group, seed_clinic)
 
 
 def _in_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:

@@ -76,6 +76,11 @@ class Settings(BaseModel):
         "Production needs it.",
     )
     TIMEZONE: str = Field("UTC", description="The clinic's IANA time zone, such as `Africa/Nairobi`.")
+    PHONE_REGION: str = Field(
+        "",
+        description="The country of phone numbers without a country code, ISO 3166, such as `KE`. Empty: such numbers "
+        "are compared by their last eight digits. Run `flask reindex` after a change.",
+    )
     CORS_ORIGINS: Words = Field(
         [f"http://{host}:{port}" for host in ("localhost", "127.0.0.1") for port in (3000, 5173)],
         description="The origins of browser clients, separated by commas.",
@@ -158,6 +163,15 @@ class Settings(BaseModel):
         except (KeyError, ValueError, OSError):
             raise ValueError("no such IANA time zone; examples are UTC and Africa/Nairobi") from None
         return name
+
+    @field_validator("PHONE_REGION")
+    @classmethod
+    def _is_known_region(cls, name: str) -> str:
+        from phonenumbers import SUPPORTED_REGIONS  # takes 0.13 seconds
+
+        if name.upper() not in SUPPORTED_REGIONS:
+            raise ValueError("no such ISO 3166 country; examples are KE and GB")
+        return name.upper()
 
     @field_validator("DATABASE_URL")
     @classmethod

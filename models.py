@@ -33,7 +33,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 from sqlalchemy.orm.attributes import set_committed_value
 
-from server import errors
+from server import errors, phones
 from server.database import Base, UTCDateTime, clinic_zone, db, now
 from server.names import check_name
 
@@ -159,6 +159,16 @@ def _check_new_names(record: "User | Patient", changes: dict[str, Any]) -> None:
                 refusals[field] = [str(reason)]
     if refusals:
         raise errors.Invalid(refusals)
+
+
+def _check_new_phone(patient: "Patient", changes: dict[str, Any]) -> None:
+    """Raise `Invalid` for a phone number that `phones.cleaned` refuses, save the one that the patient has already."""
+    number = changes.get("phone_number", patient.phone_number)
+    if number != patient.phone_number:
+        try:
+            phones.cleaned(number)
+        except ValueError as reason:
+            raise errors.Invalid(phone_number=str(reason)) from None
 
 
 class User(Record):
@@ -294,6 +304,7 @@ class Patient(Record):
         live_index("status", "id"),
         live_index("status", "last_name", "first_name", "id"),
         live_index("status", "admitted_at", "id"),
+        live_index("date_of_birth", "id"),
         KEEP_IDS,
     )
 
@@ -317,9 +328,10 @@ class Patient(Record):
         """An admission without a date is now; a re-admission removes the old discharge.
 
         A death cancels the appointments to come. Raises `Invalid` for dates that cannot be, and as `_check_new_names`
-        does.
+        and `_check_new_phone` do.
         """
         _check_new_names(self, changes)
+        _check_new_phone(self, changes)
         before = {name: getattr(self, name) for name in PATIENT_DATES}
         old_status, is_discharged = self.status, self.discharged_at is not None
         super().change(changes)

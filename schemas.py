@@ -30,12 +30,13 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from models import MINUTES, AppointmentStatus, PatientStatus, Role, Sex
-from server import iso8601
+from server import iso8601, phones
 from server.database import UTCDateTime, clinic_zone, db
 from server.names import check_name
 from server.web import LARGEST_ID
 
 YEARS = (1850, 2200)  # first year, and the year after the last; Python's arithmetic fails beyond year 9999
+MOST_BIRTH_DATES = 32  # of one query
 PASSWORD_LENGTH = 10  # minimum, in characters
 LONGEST_PASSWORD = 4_000  # characters
 LONGEST_WORD = 100  # characters, blanks around it included
@@ -166,16 +167,6 @@ def spelled_email(text: str) -> str | None:
     return None
 
 
-PHONE = r"\+?[0-9 ()./-]*[0-9][0-9 ()./-]*( ?(x|ext\.?) ?[0-9]+)?"
-
-
-def _phone(text: str) -> str:
-    """Check a phone number: digits, signs between them, and an extension."""
-    if not re.fullmatch(PHONE, text):
-        raise ValueError("must be a phone number, such as +254 712 345 678")
-    return text
-
-
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()  # a clinic may use `.test` or `.local` inside its network
 
 
@@ -187,12 +178,12 @@ def _local_time(instant: datetime) -> str:
 _nul_free = AfterValidator(_no_nul)
 ChangedName = Annotated[str, StringConstraints(min_length=1, max_length=100)]  # the record checks a new name itself
 Name = Annotated[ChangedName, AfterValidator(check_name)]
-Phone = Annotated[
-    str,
-    StringConstraints(min_length=3, max_length=32),
-    AfterValidator(_phone),
-    Field(json_schema_extra={"pattern": f"^{PHONE}$"}),
-]
+_phone = Field(json_schema_extra={"pattern": f"^{phones.PATTERN}$", "minLength": 3, "maxLength": phones.LENGTH})
+_uncleaned = StringConstraints(max_length=100)  # signs that are not seen are dropped
+Phone = Annotated[str, _uncleaned, AfterValidator(phones.cleaned), _phone]
+ChangedPhone = Annotated[
+    str, _uncleaned, AfterValidator(phones.cleaned_or_old), _phone
+]  # the record checks a new number itself
 Prose = Annotated[str, StringConstraints(max_length=20_000), _nul_free]
 Search = Annotated[str, StringConstraints(max_length=100), _nul_free]
 Reason = Annotated[str, StringConstraints(max_length=2_000), _nul_free]
@@ -475,6 +466,18 @@ class PatientOut(RecordOut):
         return f"patient {self.id}"
 
 
+class DuplicateOut(Out):
+    """A patient who may be the same person as another."""
+
+    patient: PatientOut
+    reasons: list[str] = Field(examples=[["same name and birth date"]])
+
+    @property
+    def records_shown(self) -> str:
+        """What the access log says that the caller was shown."""
+        return self.patient.records_shown
+
+
 class PatientIn(In):
     first_name: Name = Field(examples=["Amina"])
     last_name: Name = Field(examples=["Wanjiru"])
@@ -493,13 +496,17 @@ class PatientPatch(PatientIn, Patch):
     answer = PatientOut
     first_name: ChangedName = Field(examples=["Amina"])
     last_name: ChangedName = Field(examples=["Wanjiru"])
+    phone_number: ChangedPhone = Field(examples=["+254 712 345 678"])
 
 
 class PatientQuery(SearchQuery):
     q: Search | None = Field(
-        None, description="Words that begin a name or an MRN, or that begin or end a phone number."
+        None,
+        description="Words that begin a name or an MRN, or that begin or end a phone number in its national or "
+        "international form. A date in it is a birth date.",
     )
     status: list[PatientStatusField] = []
+    date_of_birth: Annotated[list[Day], Field(max_length=MOST_BIRTH_DATES)] = []
     admitted_from: Instant | None = None
     admitted_to: LastInstant | None = None
     sort: Literal["id", "-id", "last_name", "-last_name", "admitted_at", "-admitted_at"] | None = None

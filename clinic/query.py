@@ -33,7 +33,13 @@ from server import iso8601
 from server.database import UTCDateTime
 
 STATEMENTS = 64  # statements of a collection that stay compiled
-SELECTIVE_FILTERS = ("patient_id", "user_id", "status", "role")  # the filter that leaves the fewest rows comes first
+SELECTIVE_FILTERS = (
+    "patient_id",
+    "date_of_birth",
+    "user_id",
+    "status",
+    "role",
+)  # the filter that leaves the fewest rows comes first
 MOST_BRANCHES = 32  # a filter with more values is left to the planner
 
 Condition = ColumnElement[bool]
@@ -90,14 +96,17 @@ class Statements:
         given = query.filters()
         bounds = tuple(name for name in self.bounds if name in given)
         values: Values = {name: given.pop(name) for name in bounds}
+        q = query.searched()
+        # As a word of the search, a birth date is looked up first. As a filter it would be compared row by row.
+        born = given.pop("date_of_birth")[0] if q and len(given.get("date_of_birth", ())) == 1 else None
         counts = []
         for name, value in given.items():
             several = _padded(value if isinstance(value, list) else [value])
             counts.append((name, len(several)))
             values |= {f"{name}_{n}": several[n] for n in range(len(several))}
         filters = tuple(counts)
-        if q := query.searched():
-            words, word_values = search.parameters(q, after)
+        if q:
+            words, word_values = search.parameters(q, born, after)
             return QueryShape(("id",), filters=filters, bounds=bounds, words=words), values | word_values
         name = query.order() or (self.span if bounds else next(iter(self.orders)))
         order = self.orders[name.removeprefix("-")]
@@ -212,7 +221,7 @@ class Statements:
         first = next((name for name in SELECTIVE_FILTERS if name in filters), None)
         hidden = (
             shape.words is not None
-            or (first == "patient_id" and name != "patient_id")
+            or (first in ("patient_id", "date_of_birth") and name != first)
             or (first == "user_id" and name == "status")
         )
         return _WithoutIndex(self.columns[name]) if hidden else self.columns[name]

@@ -1,14 +1,16 @@
-"""Search by words: folding of texts, the word index, and the SQL that matches words.
+"""Search by words: the word index, what a search text asks of it, and the SQL that matches words.
 
-A record's text and a search text are folded alike, so case, accents and punctuation do not matter.
+A record's text and a search text are folded alike, so case, accents and punctuation do not matter. The other spellings
+of a name and of a phone number are words of the record; the words of the search text stay as they are.
 """
 
 import re
-import unicodedata
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import date
 from typing import Any
 
+from flask import current_app
 from sqlalchemy import (
     CTE,
     BindParameter,
@@ -31,83 +33,56 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import get_history
 
+from clinic.words import fold, plain_words, words_of_person
 from models import LONGEST_WORD, Patient, PatientWord, Record, User, UserWord
-from server.database import db, insert_many
+from server import phones
+from server.database import db, in_transaction, insert_many
 
-# --- Folding ---
-
-_REVERSED = "<"  # begins a number that is indexed with its digits in reverse order
-_PLAIN = str.maketrans(
-    {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th", "ـ": ""}
-)
-_APOSTROPHES = re.compile(r"(?<=\w)['’‘`´′](?=\w)|[ʹʻʼʾʿ]")  # Unicode counts the second set as letters
-_DROPPED = {"Mn", "Mc", "Me", "Cf"}  # Unicode categories: accents, vowel signs, joiners, soft hyphens
-_WORD = re.compile(r"[^\W_]+")
-_EXTENSION = re.compile(r"(?<=\d)\s*(?:x|ext\.?)\s*(?=\d)", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![^\W_])[+(]*\d[\d\s()./+-]*(?![^\W_])")  # its digits may be in groups
-_BEFORE_EXTENSION, _NO_DIGIT = re.compile("[xe]"), re.compile("[^0-9]")
-_RARE_NUMBER = 7  # digits; many phone numbers may begin with a shorter number
-
-
-@lru_cache(maxsize=4096)
-def fold(text: str) -> tuple[str, ...]:
-    """Return the words of a text: `"José O'Brien-Łoś"` has `jose`, `obrien` and `los`."""
-    plain = _APOSTROPHES.sub("", text).casefold()
-    if not plain.isascii():
-        # Fold the case again: only the normal form of a mathematical 𝐀 is a capital letter.
-        decomposed = unicodedata.normalize("NFKD", plain).casefold()
-        kept = (character for character in decomposed if unicodedata.category(character) not in _DROPPED)
-        plain = _ascii_digits("".join(kept).translate(_PLAIN))
-    return tuple(word[:LONGEST_WORD] for word in _WORD.findall(plain))
-
-
-def _ascii_digits(text: str) -> str:
-    """Replace the decimal digits of all scripts by 0 to 9."""
-    if text.isascii():
-        return text
-    return "".join(str(unicodedata.decimal(character)) if character.isdecimal() else character for character in text)
-
-
-def _digits(text: str) -> str:
-    return _NO_DIGIT.sub("", _ascii_digits(text))
-
-
-def _name_words(*names: str) -> set[str]:
-    return {word for name in names for word in fold(name)}
-
-
-def _phone_words(number: str) -> set[str]:
-    """Return the digits with and without the extension, each also in reverse, to be found by the last digits."""
-    numbers = {_digits(_BEFORE_EXTENSION.split(number, 1)[0]), _digits(number)}
-    return {word for digits in numbers for word in (digits, _REVERSED + digits[::-1]) if digits}
-
-
-def _prefixes(q: str) -> list[list[str]]:
-    """Return the words of a search, the most selective first: for each the prefixes that an indexed word may have."""
-    q = _EXTENSION.sub("", q)
-    numbers = {_digits(number)[:LONGEST_WORD] for number in _NUMBER.findall(q)}
-    words = numbers | set(fold(_NUMBER.sub(" ", q)))
-
-    def selectivity(word: str) -> tuple[bool, int, str]:
-        return word.isdecimal() and len(word) < _RARE_NUMBER, -len(word), word
-
-    return [[word, _REVERSED + word[::-1]] if word.isdecimal() else [word] for word in sorted(words, key=selectivity)]
-
-
-# --- The word index ---
+# --- The words of a record ---
 
 INDEXES: dict[type[Record], type[PatientWord | UserWord]] = {Patient: PatientWord, User: UserWord}
 
+_REVERSED = "<"  # begins a number that is indexed with its digits in reverse order
+_BIRTH = "="  # begins a birth date, which the words of the name follow
 
-def _words(kind: type[Patient | User], row: Any) -> set[str]:
+
+def phone_region() -> str:
+    """Return the ISO 3166 country of phone numbers without a country code, "" for none."""
+    region: str = current_app.config["PHONE_REGION"]
+    return region
+
+
+def phone_words(number: str, region: str) -> set[str]:
+    """Return the digits of a phone number: international, national, and in reverse; each with the extension, too."""
+    phone = phones.read_phone(number, region)
+    words = {phone.main, phone.national, _REVERSED + phone.main[::-1]}
+    if phone.extension:
+        whole = phone.main + phone.extension
+        words |= {whole, phone.national + phone.extension, _REVERSED + whole[::-1]}
+    return words
+
+
+def birth_word(born: date | None, first_name: str, last_name: str) -> str:
+    """Return the word that two patients share if they have the same birth date and the same words in their names.
+
+    Each record has this one word that begins with `=`; a user's and an unknown birth date are blank.
+    """
+    return f"{_BIRTH}{born or ''} {' '.join(sorted(plain_words(first_name, last_name)))}"[:LONGEST_WORD]
+
+
+def _words(kind: type[Patient | User], row: Any, region: str) -> frozenset[str]:
     """Return the words that a search finds a row of this table by."""
-    names = _name_words(row.first_name, row.last_name)
-    return names if kind is User else names | _phone_words(row.phone_number) | {row.mrn}
+    names = words_of_person(row.first_name, row.last_name)
+    if kind is User:
+        return names | {birth_word(None, row.first_name, row.last_name)}
+    born = birth_word(row.date_of_birth, row.first_name, row.last_name)
+    return names | phone_words(row.phone_number, region) | {row.mrn, born}
 
 
 def insert_words(connection: Connection, kind: type[Patient | User], rows: Iterable[Any]) -> None:
     """Insert the words of rows that have none yet, sorted, so that neighbours in the index are written together."""
-    words = sorted((word, row.id) for row in rows for word in _words(kind, row))
+    region = phone_region()
+    words = sorted((word, row.id) for row in rows for word in _words(kind, row, region))
     if words:
         insert_many(connection, INDEXES[kind], ("word", "record_id"), words)
 
@@ -136,8 +111,75 @@ def index_words(session: Session, _: Any) -> None:
 
 
 def _is_renamed(record: Patient | User) -> bool:
-    names = ("first_name", "last_name", "phone_number")
+    names = ("first_name", "last_name", "phone_number", "date_of_birth")
     return any(get_history(record, name).has_changes() for name in names if hasattr(record, name))
+
+
+def index_again(kind: type[Patient | User], size: int = 1000) -> Iterator[int]:
+    """Write the words of all records anew, `size` records to a transaction. Yields the number of each."""
+    columns = [column for name, column in kind.__table__.c.items() if name not in ("password", "deleted_at")]
+    index, last = INDEXES[kind], 0
+
+    def index_batch() -> list[int]:
+        batch = select(*columns).where(kind.id > last).order_by(kind.id).limit(size).with_for_update(key_share=True)
+        rows = db.session.execute(batch).all()
+        ids = [row.id for row in rows]
+        db.session.execute(delete(index).where(index.record_id.in_(ids)))
+        insert_words(db.session.connection(), kind, rows)
+        return ids
+
+    while ids := in_transaction(index_batch):
+        last = ids[-1]
+        yield len(ids)
+
+
+# --- The words of a search text ---
+
+_EXTENSION = re.compile(rf"(?<=\d){phones.EXTENSION}(?=\d)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![^\W_])[+(]*\d[\d\s()./+-]*(?![^\W_])")  # its digits may be in groups
+_DATE = re.compile(r"(?<![\w./-])(?:(\d{4})-(\d\d?)-(\d\d?)|(\d\d?)([./])(\d\d?)\5(\d{4}))(?![./-]?\w)")
+_RARE_NUMBER = 7  # digits; many phone numbers may begin with a shorter number
+_TELLING_END = 8  # digits: numbers with the same last digits are the same, if PHONE_REGION is not set
+
+Prefixes = tuple[str, ...]  # in the order of the index; an indexed word has one of them
+
+
+def _prefixes(q: str) -> list[Prefixes]:
+    """Return for each word of a search the prefixes that an indexed word may have, the most selective word first."""
+    q = phones.plain_signs(q)
+    dates = {match[0]: _date_prefixes(match) for match in _DATE.finditer(q)}
+    words = {prefixes for prefixes in dates.values() if prefixes}
+    for date_text, prefixes in dates.items():
+        q = q.replace(date_text, " ") if prefixes else q
+    q = _EXTENSION.sub("", q)
+    words |= {_number_prefixes(number) for number in _NUMBER.findall(q)}
+    words |= {(word,) for word in fold(_NUMBER.sub(" ", q))}
+
+    def selectivity(prefixes: Prefixes) -> tuple[bool, int, Prefixes]:
+        return prefixes[0].isdecimal() and len(prefixes[0]) < _RARE_NUMBER, -len(prefixes[0]), prefixes
+
+    return sorted(words, key=selectivity)
+
+
+def _date_prefixes(match: re.Match[str]) -> Prefixes:
+    """Return the prefixes of a birth date: 1980-05-31, 31.5.1980, 5/31/1980, and 3/5/1980 as either; () for no date."""
+    year, month, day, first, _, second, last = match.groups()
+    spellings = [(year, month, day)] if year else [(last, second, first), (last, first, second)]
+    dates = set()
+    for spelling in spellings:
+        with suppress(ValueError):
+            dates.add(_BIRTH + date(*map(int, spelling)).isoformat())
+    return tuple(sorted(dates))
+
+
+def _number_prefixes(text: str) -> Prefixes:
+    """Return the prefixes of a number, with its digits in their order and, for the end of a number, in reverse."""
+    digits = phones.digits_of(phones.without_trunk(text))[:LONGEST_WORD]
+    end = digits if "+" in text else phones.DIALLED.sub("", digits, 1)
+    begins = {digits, end}
+    if not phone_region() and len(end) > _TELLING_END:
+        end = end[-_TELLING_END:]
+    return tuple(sorted(begins | {_REVERSED + end[::-1]}))
 
 
 # --- Matching ---
@@ -149,12 +191,13 @@ def _is_renamed(record: Patient | User) -> bool:
 _LAST_CHARACTER = "\U0010ffff"  # ends the range of words with a prefix
 
 
-def parameters(q: str, after: Sequence[Any]) -> tuple[tuple[int, ...], dict[str, Any]]:
+def parameters(q: str, born: date | None, after: Sequence[Any]) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Return for each word of a search the number of its prefixes, and the values of the statement's parameters.
 
-    `after` is the word and the id that the page before ended with; empty for the first page.
+    `born` is a birth date that must match besides. `after` is the word and the id that the page before ended with;
+    empty for the first page.
     """
-    words = _prefixes(q)
+    words = _prefixes(q if born is None else f"{q} {born}")
     values: dict[str, Any] = {}
     for n, several in enumerate(words):
         for m, prefix in enumerate(several):
@@ -198,9 +241,8 @@ def _matches(
     branches: list[CTE] = []
     for n, prefix in enumerate(first):
         left: ColumnElement[int] | None = limit
-        if branches and limit is not None:
-            # Reversed numbers sort after all other words: they fill what the first branch leaves of the page.
-            left = limit - select(func.count()).select_from(branches[0]).scalar_subquery()
+        for before in branches if limit is not None else ():  # the prefixes are in order: fill what is left of the page
+            left = left - select(func.count()).select_from(before).scalar_subquery()
         matching = _has_prefix(key[0], prefix)
         if limit is not None:
             # One lower bound: the greater of the prefix and the cursor.

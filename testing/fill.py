@@ -22,6 +22,13 @@ def _time(connection: Connection, minutes: str) -> str:
     return f"TIMESTAMPTZ '2020-01-01Z' + ({minutes}) * INTERVAL '1 minute'"
 
 
+def _birth_date(connection: Connection, number: str) -> str:
+    """Some thirty patients of a million have the same."""
+    if connection.dialect.name == "sqlite":
+        return f"date('1930-01-01', '+' || ({number} % 32000) || ' days')"
+    return f"DATE '1930-01-01' + {number} % 32000"
+
+
 def _without_indexes(connection: Connection, table: str) -> list[str]:
     """Takes the table's indexes and triggers off and returns how to make them again: sorting once is faster than
     finding a place for each row, and what is filled in is known to be right."""
@@ -76,19 +83,25 @@ def fill(engine: Engine, patients: int = 0, appointments: int = 0, reports: int 
                 f"SELECT CAST(1000000000 + i AS TEXT), {capital.format('f.name')}, {last}, "
                 "'+2547' || CAST(10000000 + i AS TEXT), CASE i % 3 WHEN 0 THEN 'admitted' WHEN 1 THEN 'outpatient' "
                 f"ELSE 'discharged' END, 'Stable; review of the X-ray tomorrow', 'Malaria', {admitted}, {made}, "
-                "'1990-05-31', 'female' "
+                f"{_birth_date(connection, 'i')}, 'female' "
                 f"FROM {_numbers(connection, 1, patients)} AS n "
                 f"JOIN first_names f ON f.n = i % {len(FIRST)} JOIN last_names l ON l.n = i % {len(LAST)}",
             )
             if sqlite:
                 connection.connection.driver_connection.create_function("reverse", 1, lambda text: text[::-1])  # type: ignore[union-attr]
-            digits = "substr(phone_number, 2)"
+            digits, national = "substr(phone_number, 2)", "'0' || substr(phone_number, 5)"
+            names = "lower(min(first_name, last_name)) || ' ' || lower(max(first_name, last_name))"
+            if not sqlite:  # in the order of code points, as Python sorts
+                pair = 'lower(first_name) COLLATE "C", lower(last_name) COLLATE "C"'
+                names = f"least({pair}) || ' ' || greatest({pair})"
             _insert(
                 connection,
                 "patient_words",
                 "word, record_id",
                 "SELECT lower(first_name) AS word, id FROM patients UNION SELECT lower(last_name), id FROM patients "
                 f"UNION ALL SELECT mrn, id FROM patients UNION ALL SELECT {digits}, id FROM patients "
+                f"UNION ALL SELECT {national}, id FROM patients "
+                f"UNION ALL SELECT '=' || date_of_birth || ' ' || {names}, id FROM patients "
                 f"UNION ALL SELECT '<' || reverse({digits}), id FROM patients ORDER BY 1, 2",
             )
         if appointments:

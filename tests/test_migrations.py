@@ -76,17 +76,53 @@ def test_a_database_one_migration_behind_is_not_ready(bare_app: Flask) -> None:
     assert_refused(Client(bare_app).get("/readyz"), 503)
 
 
-@pytest.mark.parametrize("of", ["patient", "user"])
-def test_the_migrations_read_the_words_that_the_models_write(bare_app: Flask, of: str) -> None:
+NAMES = (
+    *(("Amina", name) for name in ("José", "Oʻktam", "علی\u200cرضا", "𝐀lba", "فاطمة الزهراء", "İpek", "Straße")),
+    *(("Anne-Marie", name) for name in ("de la Cruz", "Al-Hassan", "Alhassan", "McDonald", "O’Brien", "Mu\u0308ller")),
+    *(("Juergen", name) for name in ("Mueller-Lüdenscheidt", "Ødegård", "a b c d e f g h", "عبدالله", "Abdulrahman")),
+    *(("小明", "王"), ("王小明", "-"), ("-", "김민준"), ("สมชายใจดี", "-"), ("สมชาย", "ใจดี"), ("x" * 100, "Ж" * 100)),
+)
+NUMBERS = (
+    *("+254 712 345 678 x7", "0712 345 678 ext. 12", "00254 712 345 678", "254712345678", "+44 (0)20 7946 0958", "911"),
+    *(
+        "+1 415 555 2671",
+        "+54 9 11 2345 6789",
+        "+86 138 1234 5678",
+        "+7 912 345 67 89",
+        "+999 123 456",
+        "+254 71",
+        "000",
+        "000 254",
+    ),
+)
+
+
+@pytest.mark.parametrize("region", ["", "KE"])
+def test_the_migrations_read_the_words_that_the_application_writes(bare_app: Flask, region: str) -> None:
+    bare_app.config["PHONE_REGION"] = region
     migrate(bare_app, "upgrade")
-    sign_up(bare_app, "Ada", "admin", last_name="Ka´imi-Łoś")
-    ada = sign_in(bare_app, "Ada")
-    for name in ("Amina", "José", "Oʻktam", "علی\u200cرضا", "𝐀lba"):
-        make_patient(ada, first_name=name, phone_number="+254 712 345 678 x7")
-    written = rows(bare_app, f"SELECT word, record_id FROM {of}_words")
+    for n, (first_name, last_name) in enumerate(NAMES):
+        sign_up(bare_app, f"u{n}", first_name=first_name, last_name=last_name)
+    ada = sign_in(bare_app, "u0")
+    for n, (first_name, last_name) in enumerate(NAMES):
+        born = {"date_of_birth": "1980-05-31"} if n % 2 else {}
+        number = NUMBERS[n % len(NUMBERS)]
+        make_patient(ada, first_name=first_name, last_name=last_name, phone_number=number, **born)
+    words = [f"SELECT word, record_id FROM {of}_words" for of in ("patient", "user")]
+    written = [set(rows(bare_app, statement)) for statement in words]
     migrate(bare_app, "downgrade", "0004")
     migrate(bare_app, "upgrade")
-    assert set(written) <= set(rows(bare_app, f"SELECT word, record_id FROM {of}_words"))
+    assert [set(rows(bare_app, statement)) for statement in words] == written
+
+
+def test_words_that_older_code_writes_during_the_upgrade_are_written_anew(used_app: Flask) -> None:
+    """And those that are right already stay: an upgrade that was stopped goes on where it was."""
+    migrate(used_app, "downgrade", "0009")
+    with engine_of(used_app).begin() as connection:
+        connection.exec_driver_sql("INSERT INTO user_words VALUES ('kept', 1), ('=', 1)")
+    migrate(used_app, "upgrade")
+    assert rows(used_app, "SELECT word FROM user_words WHERE word = 'kept'") == [("kept",)]
+    assert rows(used_app, "SELECT word FROM patient_words WHERE word = '= amina wanjiru'") == [("= amina wanjiru",)]
 
 
 # --- Walls ---
@@ -109,6 +145,7 @@ PARTIAL_INDEXES = {
     "ix_appointments_status_id",
     "ix_appointments_user_id_id",
     "ix_patients_admitted_at_id",
+    "ix_patients_date_of_birth_id",
     "ix_patients_last_name_first_name_id",
     "ix_patients_status_admitted_at_id",
     "ix_patients_status_id",
