@@ -15,6 +15,7 @@ from clinic import images as media
 from clinic.about import ABOUT, LINKS
 from clinic.archive import restored
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
+from clinic.duplicates import duplicates_of, linked
 from clinic.history import keys
 from clinic.history import listing as audit
 from clinic.idempotency import idempotent, made
@@ -28,6 +29,7 @@ from schemas import (
     AppointmentQuery,
     AuditQuery,
     Credentials,
+    DuplicateOut,
     ForgottenPassword,
     HistoryOut,
     LogoutQuery,
@@ -55,7 +57,7 @@ from server import database, errors, fast_reads, limits, logs, mail, system, web
 from server.database import db, in_transaction, outside_transaction
 from server.endpoint import StreamedList, contract
 from server.limits import limiter
-from server.openapi import binary, query_parameter
+from server.openapi import binary, query_parameter, related_link
 
 api = Blueprint("api", __name__)
 Files = list[FileStorage]
@@ -212,6 +214,8 @@ def get_user_history(user_id: int) -> list[HistoryOut]:
 
 # --- Patients ---
 
+RELATED = {"headers": {"Link": related_link("The patients who may be the same person, five at most")}}
+
 
 @api.get("/patients")
 @guard(SIGNED_IN)
@@ -223,13 +227,13 @@ def list_patients(query: PatientQuery) -> StreamedList[PatientOut]:
 
 @api.post("/patients")
 @guard(SIGNED_IN)
-@contract(201, at="/patient/{id}", tag="Patients", errors=(409,))
-@idempotent(Patient, lambda made: PatientOut.of(find(Patient, made)))
+@contract(201, at="/patient/{id}", tag="Patients", errors=(409,), operation=RELATED)
+@idempotent(Patient, lambda made: PatientOut.of(linked(find(Patient, made))))
 def create_patient(json: PatientIn) -> PatientOut:
     """Create a patient."""
     patient = save(rights.create(Patient, json.model_dump()))
     made(patient)
-    return PatientOut.of(patient)
+    return PatientOut.of(linked(patient))
 
 
 @api.get("/patient/<id:patient_id>")
@@ -238,6 +242,14 @@ def create_patient(json: PatientIn) -> PatientOut:
 def get_patient(patient_id: int) -> PatientOut:
     """Get a patient."""
     return PATIENTS.get(patient_id)
+
+
+@api.get("/patient/<id:patient_id>/duplicates")
+@guard(SIGNED_IN)
+@contract(tag="Patients")
+def list_duplicates(patient_id: int) -> list[DuplicateOut]:
+    """List the patients who may be the same person, each with the reasons."""
+    return duplicates_of(find(Patient, patient_id))
 
 
 @api.patch("/patient/<id:patient_id>")

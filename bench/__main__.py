@@ -291,7 +291,7 @@ def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
         ("page", lambda: server.get("/appointment?limit=100"), 2),
         ("page of reports", lambda: server.get("/reports?limit=100"), 3),
         ("page with total", lambda: server.get("/patients?limit=100&total=true"), 3),
-        ("create a patient", lambda: server.post("/patients", first_name="A", last_name="B", phone_number="0712"), 7),
+        ("create a patient", lambda: server.post("/patients", first_name="A", last_name="B", phone_number="0712"), 8),
         (
             "create an appointment",
             lambda: server.post("/appointment", **book, appointment_datetime=f"2035-01-{next(day):02}T10:00"),

@@ -125,6 +125,11 @@ def _ref(kind: str, name: str) -> JSON:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
+def related_link(about: str) -> JSON:
+    """Return the description of a `Link` header that names related records."""
+    return {"description": f'{about}: `<…>; rel="related"`.', "required": False, "schema": _TEXT}
+
+
 def redirect(about: str) -> JSON:
     """Return the description of an answer that redirects."""
     return {"description": about, "headers": {"Location": _header("Location")}}
@@ -293,7 +298,7 @@ def _answer(route: Route, models: Models) -> JSON:
     names += ["Link"] * ("limit" in parameters) + ["X-Total-Count"] * ("total" in parameters)
     return {
         "description": "Created." if route.creates else "OK.",
-        "headers": {name: _header(name) for name in names},
+        "headers": {name: _header(name) for name in names} | route.contract.operation.get("headers", {}),
         "content": {"application/json": {"schema": schema}},
     }
 

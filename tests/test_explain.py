@@ -22,6 +22,7 @@ LIMIT = 20
 MOST_STEPS = 20_000  # of SQLite's machine, of which each row takes some
 MOST_ROWS = 1_000  # that a page of 20 may touch: 16 branches with 21 rows each, and their names and images
 
+BORN = "1950-05-06"
 PATIENTS = [
     *(f"sort={sign}{order}{status}" for order in ("id", "last_name", "admitted_at") for sign in ("", "-")
       for status in ("", "&status=admitted", "&status=admitted&status=outpatient&status=critical")),
@@ -31,6 +32,10 @@ PATIENTS = [
     *(f"q={q}{status}" for q in (RARE, "k", "1", "2547", "zebra", f"{RARE}+ka", "<5")
       for status in ("", "&status=admitted")),
     f"q={RARE}&admitted_from=2020-03-01",
+    *(f"q={q}" for q in (BORN, f"{RARE}+{BORN}", f"ka+{BORN}", "0712345678", "%2B254712345678", "0025471", "5/6/1950")),
+    *(f"date_of_birth={BORN}{asked}" for asked in (
+        "", "&date_of_birth=1950-05-07", "&status=admitted", "&status=admitted&sort=last_name", "&sort=-last_name",
+        "&sort=-admitted_at", "&admitted_from=2020-03-01", "&q=k")),
 ]  # fmt: skip
 APPOINTMENTS = [
     *(f"sort={sign}{order}{asked}" for order in ("id", "appointment_datetime") for sign in ("", "-")
@@ -176,6 +181,7 @@ def faults_on_sqlite(app: Flask, statement: str) -> Iterator[str]:
         beside = [row[3] for row in rows if row[1] == parent and re.match("SCAN|SEARCH", row[3])]
         few = (
             "patient_id =" in statement
+            or "date_of_birth =" in statement
             or "LIST SUBQUERY" in " ".join(plan)
             or not (beside and re.match(rf"\w+ ({BIG})\b", beside[0]))  # but what a subquery with a limit has found
         )
@@ -197,6 +203,17 @@ def steps_on_sqlite(app: Flask, statement: str) -> int:
 def test_a_record_is_read_by_its_id(large: Client, path: str) -> None:
     [statement], _ = statements_of(large, path)
     assert list(faults(large.app, statement)) == []
+
+
+def test_duplicates_are_looked_up_by_indexes(large: Client) -> None:
+    """Also where one number is that of many, and one name too."""
+    patient = make_patient(large, first_name="Kaka", last_name="Zaza", phone_number="0000", date_of_birth=BORN)
+    for word in ("0000", "kaka"):
+        known = "ON CONFLICT DO NOTHING"
+        sql(large.app, f"INSERT INTO patient_words SELECT '{word}', id FROM patients WHERE id % 4 = 1 {known}")
+    for address in ("/patient/77", f"/patient/{patient['id']}"):
+        _, statement = statements_of(large, f"{address}/duplicates")[0]
+        assert list(faults(large.app, statement)) == []
 
 
 def test_a_full_scan_would_be_seen(large: Client) -> None:

@@ -96,7 +96,10 @@ def example_of_model(doc: Any, name: str) -> Any:
 
 
 def clinic(app: Flask) -> Client:
-    """Make the records of the examples: patient 1, appointments 1 and 2, report 1. The caller is user 1, an admin."""
+    """Make the records of the examples: patient 1, appointments 1 and 2, report 1. The caller is user 1, an admin.
+
+    Patient 2 may be the same as patient 1.
+    """
     empty_tables(app)
     password = example_of_model(document(app), "PasswordChange")["current_password"]
     user = sign_up(app, "Ada", "admin", password=password)
@@ -109,6 +112,7 @@ def clinic(app: Flask) -> Client:
     for day in (1, 2):
         make_appointment(client, patient["id"], f"2030-03-0{day}T10:00", user_id=2)
     make_report(client, patient["id"])
+    make_patient(client)
     return client
 
 

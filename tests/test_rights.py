@@ -54,6 +54,7 @@ RIGHTS = {
     "DELETE /patient/<id:patient_id>": ADMIN,
     "POST /patient/<id:patient_id>/restore": ADMIN,
     "GET /patient/<id:patient_id>/history": SIGNED_IN,
+    "GET /patient/<id:patient_id>/duplicates": SIGNED_IN,
     "GET /appointment": SIGNED_IN,
     "POST /appointment": CREATES,
     "GET /appointment/<id:appointment_id>": SIGNED_IN,
