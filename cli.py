@@ -125,7 +125,7 @@ def erase(before: datetime, dry_run: bool) -> None:
 
 
 @click.command("reindex")
-@with_appcontext
+@writing
 def reindex() -> None:
     """Write the search words of all patients and staff anew, after PHONE_REGION has changed.
 

@@ -68,7 +68,7 @@ def test_with_a_wrong_key_every_writing_command_stops_with_a_sentence(
         "reset-link": ["ada@clinic.test"],
     }
     for command in cli.COMMANDS:
-        if command.name != "audit":
+        if command.name not in ("audit", "images"):  # they only read
             code, said = run_cli(wrong, str(command.name), *arguments.get(str(command.name), []))
             assert (code, said.startswith(IS_WRONG)) == (1, True), (command.name, said)
     assert history(app) == before

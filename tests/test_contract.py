@@ -33,7 +33,7 @@ def clinic(migrated: Flask) -> Iterator[Clinic]:
     sign_up(migrated, "Ada", "admin")
     sign_up(migrated, "Dora")
     doctor = sign_in(migrated, "Dora")
-    make_patient(doctor, admitted_at="2030-01-10", discharged_at="2030-01-20")
+    make_patient(doctor, admitted_at="2026-01-10", discharged_at="2026-01-20")
     make_appointment(doctor, 1)
     make_report(doctor, 1)
     yield Clinic(migrated, sign_in(migrated, "Ada"), doctor, snapshot(migrated))
@@ -195,11 +195,11 @@ CASES: dict[str, Case] = {
         ("appointment_datetime",)),
     "no time but a word": ("PATCH", "/appointment/1", {"json": {"appointment_datetime": "tomorrow"}}, 422,
         ("appointment_datetime",)),
-    "a discharge before admission": ("POST", "/patients", patient(admitted_at="2031-05-02", discharged_at="2031-05-01"),
+    "a discharge before admission": ("POST", "/patients", patient(admitted_at="2026-05-02", discharged_at="2026-05-01"),
         422, ("discharged_at",)),
     "a discharge moved before admission": ("PATCH", "/patient/1", {"json": {"discharged_at": "2030-01-09"}}, 422,
         ("discharged_at",)),
-    "an admission moved past discharge": ("PATCH", "/patient/1", {"json": {"admitted_at": "2030-01-21"}}, 422,
+    "an admission moved past discharge": ("PATCH", "/patient/1", {"json": {"admitted_at": "2026-01-21"}}, 422,
         ("discharged_at",)),
     # enumerated words
     "a status there is not": ("POST", "/patients", patient(status="sleeping"), 422, ("status",)),
