@@ -31,6 +31,7 @@ from clinic import rights
 from models import Image, Report, Upload, User
 from server import errors, fast_reads, pictures
 from server.database import db, now, refuse_open_transaction
+from server.deadline import deadline, interruptible
 from server.logs import one_line
 from server.multipart import FILE_LIMIT, LONGEST_FILENAME
 from server.pictures import Picture
@@ -46,6 +47,8 @@ logging.getLogger("urllib3.connectionpool").setLevel(
 LONGEST_URL = 2_000  # characters of an image's URL; browsers and proxies take no longer ones
 LONGEST_FAILURE = 500  # characters of what Cloudinary says about a failure
 UPLOAD_TIMEOUT = 60  # seconds
+DESTROY_TIMEOUT = 20  # seconds; the sweep destroys what fails
+CONNECT_TIMEOUT = 10  # seconds, for each address of the store
 ABANDONED_AFTER = timedelta(hours=1)
 
 
@@ -74,9 +77,11 @@ class CloudinaryStore:
     def __init__(self, cloud_name: str, api_key: str, api_secret: str, upload_prefix: str) -> None:
         import cloudinary.exceptions  # it reads its own environment variables when imported, and may raise
         import cloudinary.uploader
+        from urllib3 import Timeout
         from urllib3.exceptions import HTTPError
 
         self._sdk = cloudinary.uploader
+        interruptible(self._sdk._http)  # a private name, without which no call can be ended
         # the last three: the SDK does not check the JSON of an answer
         self._failures = cloudinary.exceptions.Error, HTTPError, OSError, KeyError, TypeError, AttributeError
         self._account = {
@@ -84,7 +89,7 @@ class CloudinaryStore:
             "api_key": api_key,
             "api_secret": api_secret,
             "upload_prefix": upload_prefix,
-            "timeout": UPLOAD_TIMEOUT,
+            "timeout": Timeout(connect=CONNECT_TIMEOUT, read=UPLOAD_TIMEOUT),
             # given here, because the SDK else takes them from its own environment variables
             "oauth_token": None,
             "upload_preset": None,
@@ -95,9 +100,10 @@ class CloudinaryStore:
     def put(self, picture: Picture, public_id: str) -> str:
         try:
             content = ("image", picture.file.read())  # no file name: it may be a patient's name
-            answer = self._sdk.upload(
-                content, public_id=public_id, type="authenticated", overwrite=False, **self._account
-            )
+            with deadline(UPLOAD_TIMEOUT):
+                answer = self._sdk.upload(
+                    content, public_id=public_id, type="authenticated", overwrite=False, **self._account
+                )
             url = answer["secure_url"]
         except self._failures as error:
             raise self._failure(error) from error
@@ -107,7 +113,8 @@ class CloudinaryStore:
 
     def destroy(self, public_id: str) -> None:
         try:
-            self._sdk.destroy(public_id, type="authenticated", invalidate=True, **self._account)
+            with deadline(DESTROY_TIMEOUT):
+                self._sdk.destroy(public_id, type="authenticated", invalidate=True, **self._account)
         except self._failures as error:
             raise self._failure(error) from error
 
