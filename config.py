@@ -167,6 +167,8 @@ class Settings(BaseModel):
     @field_validator("PHONE_REGION")
     @classmethod
     def _is_known_region(cls, name: str) -> str:
+        if not name:
+            return name
         from phonenumbers import SUPPORTED_REGIONS  # takes 0.13 seconds
 
         if name.upper() not in SUPPORTED_REGIONS:

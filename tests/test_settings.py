@@ -186,6 +186,11 @@ def test_cloudinary_may_be_set_by_one_url(read: Read) -> None:
     ]
 
 
+@pytest.mark.parametrize(("given", "meaning"), [("KE", "KE"), ("ke", "KE"), ("", "")])
+def test_the_region_of_phone_numbers_is_a_country_or_none(read: Read, given: str, meaning: str) -> None:
+    assert read(**DEVELOPMENT, PHONE_REGION=given)["PHONE_REGION"] == meaning
+
+
 def test_origins_are_separated_by_commas(read: Read) -> None:
     setting = read(**DEVELOPMENT, CORS_ORIGINS="https://a.example, https://b.example,")
     assert setting["CORS_ORIGINS"] == ["https://a.example", "https://b.example"]
@@ -232,6 +237,8 @@ def test_production_starts_with_settings_that_are_strong(home: Path, read: Read)
     ("name", "value"),
     [
         ("TIMEZONE", "Mars/Olympus"),
+        ("PHONE_REGION", "Kenya"),
+        ("PHONE_REGION", "UK"),
         ("TIMEZONE", "../../etc/passwd"),
         ("PORT", "many"),
         ("PORT", "70000"),
