@@ -97,7 +97,7 @@ def refresh() -> TokensOut:
 @contract(tag="Accounts")
 def logout(query: LogoutQuery) -> Message:
     """Sign out here, or everywhere."""
-    sessions.end_sessions(caller().id, None if query.everywhere else caller().session_id)
+    sessions.log_out(caller(), query.everywhere)
     return Message(msg="You are signed out everywhere." if query.everywhere else "You are signed out.")
 
 

@@ -320,6 +320,8 @@ def _engine_options(url: str, threads: int) -> dict[str, Any]:
     options |= {"pool_size": threads, "max_overflow": threads, "pool_timeout": GIVE_UP, "pool_recycle": 1800}
     if url.startswith("postgresql"):
         options["connect_args"] = _connection_limits(make_url(url))
+        # whatever the server's default: under REPEATABLE READ a transaction would not see what it waited for
+        options["isolation_level"] = "READ COMMITTED"
     return options
 
 

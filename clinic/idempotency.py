@@ -5,6 +5,7 @@ https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from werkzeug.datastructures import FileStorage
 from models import IdempotencyKey, Record
 from server import errors
 from server.database import affected_rows, db, now, upsert
+
+log = logging.getLogger("hosi")
 
 KEPT = timedelta(hours=24)
 LEASE = timedelta(minutes=10)  # of a request that uploads: a crash must not bar the retry for a day
@@ -92,13 +95,22 @@ def _run(claim: Claim, view: View, arguments: dict[str, Any], lease: bool) -> An
         return answer
     except BaseException:
         if lease:
-            db.session.rollback()
-            db.session.execute(delete(IdempotencyKey).where(*claim.row))
-            db.session.commit()
+            _delete(claim)
         raise
     finally:
         g.pop("idempotency_claim")
         g.pop("idempotency_made", None)
+
+
+def _delete(claim: Claim) -> None:
+    """Give the key of a failed request back, and commit. If this fails the lease ends by itself."""
+    db.session.rollback()
+    try:
+        db.session.execute(delete(IdempotencyKey).where(*claim.row))
+        db.session.commit()
+    except Exception:
+        db.session.rollback()
+        log.exception("an idempotency key is kept until its lease ends")
 
 
 def made(record: Record) -> None:

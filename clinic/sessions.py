@@ -196,6 +196,15 @@ def end_sessions(user_id: int, only: int | None = None) -> int:
     return affected_rows(ended if only is None else ended.where(LoginSession.id == only))
 
 
+def log_out(caller: Caller, everywhere: bool) -> None:
+    """End the caller's login session and, with `everywhere`, all others.
+
+    A session that has ended meanwhile ends no others: its login may be stolen.
+    """
+    if end_sessions(caller.id, caller.session_id) and everywhere:
+        end_sessions(caller.id)
+
+
 def forget_old_sessions() -> int:
     """Delete the sessions that ended or expired before `KEPT`, and return how many."""
     past = now() - KEPT

@@ -13,8 +13,9 @@ import pytest
 from client import Client, form
 from factories import PASSWORD, files, make_patient, make_report, picture, sign_in, sign_up
 from flask import Flask
-from sql import snapshot
+from sql import snapshot, sql
 
+from server.database import db
 from testing.cloudinary_double import CloudinaryDouble
 
 
@@ -134,3 +135,18 @@ def test_images_that_are_being_sent_while_their_doctor_loses_the_account_are_tak
     assert statuses == [401]
     assert cloud.stored == stored
     assert {**before, "users": []} == {**after, "users": []}
+
+
+def test_a_postgresql_of_another_isolation_level_changes_nothing(app: Flask) -> None:
+    """Under REPEATABLE READ the second look at the rights would see them as they were before the wait."""
+    with app.app_context():
+        if db.engine.dialect.name == "sqlite":
+            pytest.skip("SQLite has one writer")
+        name = db.engine.url.database
+        sql(app, f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+        try:
+            db.engine.dispose()
+            assert sql(app, "SHOW transaction_isolation") == [("read committed",)]
+        finally:
+            sql(app, f"ALTER DATABASE {name} RESET default_transaction_isolation")
+            db.engine.dispose()

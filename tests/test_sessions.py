@@ -560,3 +560,16 @@ def test_each_login_is_a_session_of_its_own(app: Flask) -> None:
     sign_up(app, "Nia")
     first, second = sign_in(app, "Nia"), sign_in(app, "Nia")
     assert claims_of(first.token or "")["sid"] != claims_of(second.token or "")["sid"]
+
+
+def test_a_login_that_was_ended_while_its_request_waited_ends_no_others(app: Flask, nia: dict[str, Any]) -> None:
+    """A stolen login must not sign its owner out everywhere after the owner ended it."""
+    owner = Client(app, nia["access_token"])
+    stolen = log_in(app)
+    session = next(one["id"] for one in Client(app, stolen["access_token"]).get("/me/sessions").json if one["current"])
+    with ThreadPoolExecutor() as threads:
+        with held_up(app, update(LoginSession).where(LoginSession.id == session).values(ended_at=now())):
+            waiting = threads.submit(Client(app, stolen["access_token"]).post, "/logout?everywhere=true")
+            time.sleep(0.5)  # the guard let it in; it waits for the owner's transaction
+        assert waiting.result().status_code == 200
+    assert owner.get("/me").status_code == 200
