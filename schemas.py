@@ -506,7 +506,10 @@ class PatientQuery(SearchQuery):
         "international form. A date in it is a birth date.",
     )
     status: list[PatientStatusField] = []
-    date_of_birth: Annotated[list[Day], Field(max_length=MOST_BIRTH_DATES)] = []
+    # without `format: date`: Swagger UI has no field for a list of dates, and says so in the console
+    date_of_birth: Annotated[
+        list[Annotated[Day, WithJsonSchema({"type": "string"})]], Field(max_length=MOST_BIRTH_DATES)
+    ] = Field([], description="Birth dates such as `1990-05-31`.")
     admitted_from: Instant | None = None
     admitted_to: LastInstant | None = None
     sort: Literal["id", "-id", "last_name", "-last_name", "admitted_at", "-admitted_at"] | None = None
