@@ -3,11 +3,12 @@
 Werkzeug's own parser keeps every part of a form before anybody can look at it.
 """
 
-import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from io import BytesIO
+from socket import SHUT_RD
 from tempfile import SpooledTemporaryFile
+from threading import Timer
 from typing import IO, TYPE_CHECKING, Any
 
 from flask import Request, g, request
@@ -21,16 +22,16 @@ from server import errors
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+MB = 1024 * 1024
 MOST_FILES = 50
-FILE_LIMIT = 20 * 1024 * 1024  # bytes of one file
-FORM_LIMIT = MOST_FILES * (FILE_LIMIT + 1024) + 2 * 1024 * 1024  # bytes
+FILE_LIMIT = 20 * MB  # bytes of one file
+FORM_LIMIT = MOST_FILES * (FILE_LIMIT + 1024) + 2 * MB  # bytes
 MOST_PARTS = 1_000  # of them most are empty file inputs
 PIECE = 64 * 1024  # bytes that are read at once
 IN_MEMORY = 500 * 1024  # bytes of a file; a larger one goes to a temporary file
 LONGEST_HEADERS = 2 * PIECE  # bytes of what precedes the content of a part
 LONGEST_FILENAME = 50  # characters of a file's name in an answer
 DISCARDING = 5  # seconds
-STALLED = 1  # seconds, after which no more is expected
 _charset = MultiPartParser().get_part_charset
 
 
@@ -39,7 +40,7 @@ class _Body:
 
     def __init__(self, environ: "WSGIEnvironment") -> None:
         self._stream = environ["wsgi.input"]
-        self._socket = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+        self._socket = environ.get("gunicorn.socket")  # Werkzeug's server discards the rest itself
         self._in_chunks = "HTTP_TRANSFER_ENCODING" in environ  # RFC 9112 section 7.1
         self._unread = get_content_length(environ) or int(self._in_chunks)  # of a body in chunks, whether there is more
 
@@ -61,16 +62,16 @@ class _Body:
     def discard(self) -> None:
         """Read what is left, for some seconds: a client that sends all before it reads can then read the answer.
 
-        Servers discard 64 KB and reset the connection. A browser shows that as a network error.
+        Gunicorn discards 64 KB and resets the connection, which a browser shows as a network error.
         """
-        if not self._unread or self._socket is None:
+        if self._socket is None or self._unread <= (0 if self._in_chunks else PIECE // 2):
             return
-        until = time.monotonic() + DISCARDING
-        self._socket.settimeout(STALLED)
+        end = Timer(DISCARDING, self._socket.shutdown, [SHUT_RD])  # ends a read that waits
+        end.start()
         with suppress(OSError, errors.BadRequest):
-            while self._unread and time.monotonic() < until:
-                self.read(1024 if self._in_chunks else min(1024, self._unread))  # servers wait until they have as much
-        self._socket.settimeout(None)
+            while self._unread:
+                self.read(MB if self._in_chunks else min(MB, self._unread))
+        end.cancel()
 
 
 class APIRequest(Request):
