@@ -120,6 +120,12 @@ class Server:
             self._process = None
         self.http.clear()
 
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        assert self._process
+        pid = self._process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def stop(self) -> None:
         self.kill(signal.SIGTERM)
         self.engine.dispose()
