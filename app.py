@@ -143,7 +143,7 @@ def end_my_session(session_id: int) -> Message:
 @contract(tag="Accounts")
 def forgot_password(json: ForgottenPassword) -> Message:
     """Ask for a link to set a new password."""
-    db.session.execute(select(1))  # answers 503 while the database is away: the mail is sent later
+    db.session.execute(select(1))  # 503 if the database is away: the mail is sent after the answer
     mail.send_reset_link(accounts.reset_link_to_mail, json.email)
     return Message(msg="If there is an account with this email, a link is on its way to it.")
 
@@ -480,7 +480,7 @@ IMAGE_FILE = {
 
 
 @api.get("/media/<key>")
-@public  # whoever has the link
+@public  # the signature of the link stands for the token
 @contract(tag="Reports", errors=(403,), operation=IMAGE_FILE)
 def media_file(key: str) -> Response:
     """Get a local image by its signed link, which expires."""
@@ -491,9 +491,10 @@ def media_file(key: str) -> Response:
 
 
 def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blueprint] = (api,)) -> Flask:
-    """Return the application, by the settings of the environment, or by `settings` alone if FLASK_ENV is "testing".
+    """Return the application. `settings` win over the environment, and FLASK_ENV "testing" in them shuts it out.
 
     Raises RuntimeError for a view that does not say who may call it, or that the OpenAPI document cannot describe.
+    Raises ConfigError for a setting that is missing or wrong.
     """
     setting = config.read_settings(settings)
     logs.set_up(setting["LOG_LEVEL"])

@@ -23,7 +23,7 @@ from server.database import clinic_zone, db, now
 
 
 def writing(command: Callable[..., None]) -> Callable[..., None]:
-    """Runs the command in an application context, unless `AUDIT_KEY` is wrong: then it stops with a sentence."""
+    """Decorate a command that writes: it runs in an application context, and stops first if `AUDIT_KEY` is wrong."""
 
     @with_appcontext
     @wraps(command)
@@ -75,6 +75,7 @@ class Age(click.ParamType[timedelta]):
     name = "age"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Return the length of time that `value` spells. Fails with a usage error."""
         match = re.fullmatch(r"([0-9]{1,4})([hdw])", value)
         if match is None:
             self.fail("give a number of hours, days or weeks, such as 24h, 90d or 12w", param, ctx)
@@ -106,7 +107,7 @@ def purge(older_than: timedelta | None, dry_run: bool) -> None:
 
 
 def erase(before: datetime, dry_run: bool) -> None:
-    """Erase what was archived before this instant, each record in its own transaction."""
+    """Erase the records that were archived before this instant, each in its own transaction, and print how many."""
     for kind, what in (
         (Patient, "patients, each with reports and appointments,"),
         (Report, "other reports, each with images,"),
@@ -120,7 +121,7 @@ def erase(before: datetime, dry_run: bool) -> None:
             click.echo(f"{len(found)} {what} would be erased: {', '.join(map(str, found[:20])) or 'none'}")
             continue
         with click.progressbar(found, hidden=not found, label=f"erasing {what}", file=sys.stderr) as ids:
-            erased = sum(database.in_transaction(partial(archive.erase, kind, one, before)) for one in ids)
+            erased = sum(database.in_transaction(partial(archive.erase, kind, record_id, before)) for record_id in ids)
         click.echo(f"{erased} {what} erased.")
 
 
@@ -283,8 +284,8 @@ def seed_clinic(
 COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, reindex, audit_group, images_group, seed_clinic)
 
 
-def _in_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Report a database that is away or locked as a sentence, without a traceback."""
+def _without_traceback(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command: a database that is away or locked is reported as a sentence, without a traceback."""
 
     @wraps(callback)
     def run(*args: Any, **options: Any) -> Any:
@@ -298,27 +299,28 @@ def _in_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _say_in_sentences(command: click.Command) -> None:
-    """Apply `_in_sentences` to the command, or to each command of a group."""
+def _drop_tracebacks(command: click.Command) -> None:
+    """Apply `_without_traceback` to the command, or to each command of a group."""
     if isinstance(command, click.Group):
         for part in command.commands.values():
-            _say_in_sentences(part)
+            _drop_tracebacks(part)
     elif command.callback:
-        command.callback = _in_sentences(command.callback)
+        command.callback = _without_traceback(command.callback)
 
 
 for _command in COMMANDS:
-    _say_in_sentences(_command)
+    _drop_tracebacks(_command)
 
 
 def init_app(app: Flask) -> None:
+    """Add the commands to `flask`."""
     for command in COMMANDS:
         app.cli.add_command(command)
     _check_key_before_flask_run(app)
 
 
 def _check_key_before_flask_run(app: Flask) -> None:
-    """Compares `AUDIT_KEY` if `flask run` makes the application: an application cannot wrap Flask's own command."""
+    """Stop on a wrong `AUDIT_KEY` if `flask run` makes the application. Flask's own command has no `@writing`."""
     command = click.get_current_context(silent=True)
     if command and command.info_name == "run":
         with app.app_context():

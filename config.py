@@ -1,7 +1,7 @@
 """Settings: read from the environment, `.env` and `instance/config.py`, checked once at start.
 
-Every setting is a field of `Settings`, with its default and one line on what it is. Order of precedence, the last
-one wins: defaults, `.env`, the environment, `instance/config.py`, what a test hands to `create_app`.
+Every setting is a field of `Settings`, with its default and its description. The sources, each of which wins over
+the sources before it: defaults, `.env`, the environment, `instance/config.py`, the argument of `create_app`.
 """
 
 import os
@@ -37,14 +37,14 @@ SHORTEST_SECRET = 32  # bytes: as long as the SHA-256 output, RFC 7518 section 3
 
 
 class ConfigError(SystemExit):
-    """A setting is missing or wrong: the program stops with one sentence that says what to do."""
+    """A setting is missing or wrong. The program stops with a sentence that says what to do."""
 
 
-def _split(text: object) -> object:
+def _split_at_commas(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
-Words = Annotated[list[str], BeforeValidator(_split)]
+Words = Annotated[list[str], BeforeValidator(_split_at_commas)]
 
 
 class Settings(BaseModel):
@@ -178,7 +178,7 @@ class Settings(BaseModel):
     @field_validator("DATABASE_URL")
     @classmethod
     def _names_the_driver(cls, url: str) -> str:
-        """`postgres://` and `postgresql://` mean psycopg2; SQLAlchemy 2.1 reads the latter as psycopg 3."""
+        """Name psycopg2 for `postgres://` and `postgresql://`: SQLAlchemy 2.1 reads `postgresql://` as psycopg 3."""
         scheme, separator, rest = url.partition("://")
         if url and (not separator or scheme not in ("sqlite", "postgres", "postgresql", "postgresql+psycopg2")):
             raise ValueError("must begin with postgresql:// or sqlite://")
@@ -213,14 +213,16 @@ class Settings(BaseModel):
 
     @property
     def production(self) -> bool:
+        """Whether the server is in use, and not in development or under test."""
         return self.FLASK_ENV == "production"
 
 
 def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Every setting, checked, and whatever else `instance/config.py` or `overrides` say, for `app.config`.
+    """Return the checked settings for `app.config`, and any others of `instance/config.py` and `overrides`.
 
-    With `FLASK_ENV="testing"` in `overrides` nothing but them is read, so that a developer's `.env` stays out of tests.
-    Raises `ConfigError`, naming the setting and what to do.
+    With `FLASK_ENV="testing"` in `overrides`, `.env` and the environment are not read: tests do not depend on them.
+    Makes the instance folder, and in development the secrets in it.
+    Raises `ConfigError`, which names the setting and what to do.
     """
     overrides = dict(overrides or {})
     known: dict[str, Any] = {}
@@ -228,9 +230,9 @@ def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         environment = {**dotenv_values(ROOT / ".env"), **os.environ}
         known = {name: value for name in Settings.model_fields if (value := environment.get(name))}
     instance = Path(overrides.get("INSTANCE_PATH") or known.get("INSTANCE_PATH") or ROOT / "instance").resolve()
-    own = Config(instance)
-    own.from_pyfile("config.py", silent=True)
-    given = {**known, **own, **overrides, "INSTANCE_PATH": instance}
+    instance_config = Config(instance)
+    instance_config.from_pyfile("config.py", silent=True)
+    given = {**known, **instance_config, **overrides, "INSTANCE_PATH": instance}
     try:
         settings = Settings(**given)
     except ValidationError as error:
@@ -244,12 +246,12 @@ def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         raise ConfigError("Setting FLASK_ENV: `testing` is the tests' own; set it to `development` or `production`.")
     instance.mkdir(mode=0o700, parents=True, exist_ok=True)
     if instance == ROOT / "instance":
-        instance.chmod(0o700)  # git made it; what is in it is for nobody else on this machine
+        instance.chmod(0o700)  # git makes the folder readable for every user of the machine
     if settings.production:
         _check_production(settings)
     elif not all(getattr(settings, name) for name in SECRETS):
-        kept = _kept_secrets(instance)
-        settings = settings.model_copy(update={n: getattr(settings, n) or kept[n] for n in SECRETS})
+        generated = _generated_secrets(instance)
+        settings = settings.model_copy(update={n: getattr(settings, n) or generated[n] for n in SECRETS})
     flask_settings = _flask_settings(settings)
     engine_options = _engine_options(flask_settings["SQLALCHEMY_DATABASE_URI"], settings.WEB_THREADS)
     others = {name: value for name, value in given.items() if name not in Settings.model_fields}
@@ -270,15 +272,15 @@ def _check_production(settings: Settings) -> None:
         raise ConfigError("PUBLIC_URL is missing. Set it to the address clients use, https://api.clinic.example say.")
 
 
-def _kept_secrets(instance: Path) -> dict[str, str]:
-    """Development's secrets: made once, kept in the instance folder, readable by the owner alone."""
+def _generated_secrets(instance: Path) -> dict[str, str]:
+    """Return the secrets of development. The first call writes them to the instance folder, for its owner alone."""
     path = instance / "secrets.env"
     if not path.exists():
         descriptor, draft = tempfile.mkstemp(dir=instance)  # mode 0600
         with os.fdopen(descriptor, "w") as file:
             file.writelines(f"{name}={secrets.token_urlsafe(48)}\n" for name in SECRETS)
         try:
-            os.link(draft, path)  # of two processes that start at once, one wins
+            os.link(draft, path)  # never replaces a file: two processes that start together use the same secrets
         except FileExistsError:
             pass
         finally:
@@ -287,7 +289,7 @@ def _kept_secrets(instance: Path) -> dict[str, str]:
 
 
 def _flask_settings(settings: Settings) -> dict[str, Any]:
-    """What Flask and its extensions call these things."""
+    """Return the settings that Flask and its extensions read under names of their own, or that have a late default."""
     reset = settings.PASSWORD_RESET_URL or f"{settings.PUBLIC_URL or 'http://localhost:3000'}/reset-password"
     return {
         "SIGNUP": settings.SIGNUP or ("approval" if settings.production else "open"),
@@ -301,8 +303,8 @@ def _flask_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-# Seconds until we give up a PostgreSQL host that vanished without a reset. A request waits this long for its open
-# connection or for a new one, whatever the number of hosts, after at most as long for a place in the pool.
+# Seconds until we give up a PostgreSQL host that vanished without a reset. A request waits at most this long for a
+# place in the pool, then at most this long for its connection. The number of hosts does not change that.
 GIVE_UP = 10
 LIMITS = {
     "tcp_user_timeout": GIVE_UP * 1000,  # milliseconds
@@ -313,7 +315,7 @@ LIMITS = {
 
 
 def _engine_options(url: str, threads: int) -> dict[str, Any]:
-    """Return the arguments of `create_engine`. A thread may hold two connections for a moment."""
+    """Return the arguments of `create_engine`. The pool has two connections for each thread, which may hold both."""
     options: dict[str, Any] = {"hide_parameters": True}  # the log shows no value of a patient
     if url in ("sqlite://", "sqlite:///:memory:"):
         return options
@@ -386,7 +388,7 @@ def _with_hosts_in_query(rest: str) -> str:
 
 
 def _check_parameters(url: URL) -> None:
-    """Raise ValueError, SQLAlchemyError or ProgrammingError if libpq does not know a parameter, or for a wrong port."""
+    """Raise ValueError, SQLAlchemyError or ProgrammingError for a parameter or port that libpq does not take."""
     _, parameters = url.get_dialect()().create_connect_args(url)
     make_dsn(**parameters)
     if any(int(port or 5432) not in range(1, 65536) for port in str(parameters.get("port", "")).split(",")):

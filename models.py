@@ -42,6 +42,8 @@ LONGEST_WORD = 40  # characters of a word in the search index
 
 
 class Role(StrEnum):
+    """What a user is; `clinic/rights.py` says what each role may do."""
+
     ADMIN = "admin"
     DOCTOR = "doctor"
 
@@ -56,6 +58,8 @@ class Sex(StrEnum):
 
 
 class PatientStatus(StrEnum):
+    """Where a patient is in their care."""
+
     OUTPATIENT = "outpatient"
     ADMITTED = "admitted"
     ONGOING = "ongoing"
@@ -67,6 +71,8 @@ class PatientStatus(StrEnum):
 
 
 class AppointmentStatus(StrEnum):
+    """The course of an appointment; `HOLDING` and `DONE` group these."""
+
     PENDING = "pending"
     SCHEDULED = "scheduled"
     CONFIRMED = "confirmed"
@@ -76,30 +82,31 @@ class AppointmentStatus(StrEnum):
     NO_SHOW = "no_show"
 
 
-SLOTS = ("ex_appointments_doctor_slot", "ex_appointments_patient_slot")  # made in migration 0004
+# The constraints against double booking. Migration 0004 makes them.
+SLOTS = ("ex_appointments_doctor_slot", "ex_appointments_patient_slot")
+# An appointment with one of these holds its slot, unless it is overbooked.
 HOLDING = (
     AppointmentStatus.PENDING,
     AppointmentStatus.SCHEDULED,
     AppointmentStatus.CONFIRMED,
     AppointmentStatus.CHECKED_IN,
-)  # an appointment in one of these states takes its slot
-
-
-DONE = (AppointmentStatus.COMPLETED, AppointmentStatus.NO_SHOW)  # what came of an appointment, known on its day
-LATEST_BOOKING = timedelta(days=3653)  # ahead: ten years
+)
+DONE = (AppointmentStatus.COMPLETED, AppointmentStatus.NO_SHOW)  # results: not before the day of the appointment
+LATEST_BOOKING = timedelta(days=3653)  # from now: ten years
 
 
 def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    """Return a constraint that allows only these words in the column."""
     return CheckConstraint(f"{column} IN ({', '.join(repr(str(word)) for word in words)})", name=column)
 
 
-KEEP_IDS = {"sqlite_autoincrement": True}  # SQLite gives no id twice, not even after a purge
-_ALIVE = text("deleted_at IS NULL")
+KEEP_IDS = {"sqlite_autoincrement": True}  # SQLite never reuses an id, not even of an erased record
+_LIVE = text("deleted_at IS NULL")
 
 
 def live_index(*columns: str) -> Index:
-    """Return an index of the records that are not archived. Each serves an order of a collection, or a filter."""
-    return Index(None, *columns, sqlite_where=_ALIVE, postgresql_where=_ALIVE)
+    """Return an index of the records that are not archived. It serves an order or a filter of a collection."""
+    return Index(None, *columns, sqlite_where=_LIVE, postgresql_where=_LIVE)
 
 
 class Record(Base):
@@ -129,17 +136,20 @@ class Record(Base):
 
     @classmethod
     def noun(cls) -> str:
+        """Return the word for a record of this kind, in sentences and in the history: "patient"."""
         return cls.__name__.lower()
 
     def change(self, changes: dict[str, Any]) -> None:
+        """Set these fields. Subclasses add the rules of their records."""
         for field, value in changes.items():
             setattr(self, field, value)
 
     def archive(self) -> None:
+        """Mark the record as archived. Its row stays."""
         self.deleted_at = now()
 
     def restore(self) -> None:
-        """Raises `Conflict` for a record that is not archived."""
+        """Remove the archive mark. Raises `Conflict` for a record that is not archived."""
         if self.deleted_at is None:
             raise errors.Conflict(f"This {self.noun()} is not archived.")
         self.deleted_at = None
@@ -148,7 +158,7 @@ class Record(Base):
 def _check_new_names(record: "User | Patient", changes: dict[str, Any]) -> None:
     """Raise `Invalid` for a name that `check_name` refuses.
 
-    A name that the record has already is no change: earlier versions took any name, and a client may send it back.
+    The record's present name is not checked: earlier versions took any name, and a client may send it back.
     """
     refusals: dict[str, list[str]] = {}
     for field in ("first_name", "last_name"):
@@ -162,7 +172,7 @@ def _check_new_names(record: "User | Patient", changes: dict[str, Any]) -> None:
 
 
 def _check_new_phone(patient: "Patient", changes: dict[str, Any]) -> None:
-    """Raise `Invalid` for a phone number that `phones.cleaned` refuses, save the one that the patient has already."""
+    """Raise `Invalid` for a new phone number that `phones.cleaned` refuses. The patient's present number passes."""
     number = changes.get("phone_number", patient.phone_number)
     if number != patient.phone_number:
         try:
@@ -191,37 +201,41 @@ class User(Record):
 
     @property
     def name(self) -> str:
+        """First and last name."""
         return f"{self.first_name} {self.last_name}"
 
     @property
     def administers(self) -> bool:
+        """Whether the user is an active administrator."""
         return self.role == Role.ADMIN and self.is_active and self.deleted_at is None
 
     @classmethod
     def admins(cls) -> Select[Self]:
+        """Select the active administrators."""
         return cls.live().where(cls.role == Role.ADMIN, cls.is_active)
 
     def change(self, changes: dict[str, Any]) -> None:
-        """A new password or a deactivation ends every login. These and a new email void all reset links.
+        """Change the user. A new password or a deactivation ends every login; these and a new email void reset links.
 
-        Raises `Conflict` for the last active administrator, and for a deactivation while the user has appointments to
-        come, unless `keep_appointments` says so; and `Invalid` as `_check_new_names` does.
+        Raises `Conflict` if no active administrator would remain. Raises `Conflict` for a deactivation while the user
+        has appointments to come, unless `keep_appointments` is true. Raises `Invalid` as `_check_new_names` does.
         """
         _check_new_names(self, changes)
-        administered, mailbox, was_active = self.administers, self.email, self.is_active
+        administered, old_email, was_active = self.administers, self.email, self.is_active
         changes = dict(changes)
         keep_appointments = changes.pop("keep_appointments", False)
         super().change(changes)
         if was_active and not self.is_active and not keep_appointments:
             self._refuse_with_appointments("keep_appointments: true closes the account and leaves them as they are.")
         if administered and not self.administers:
-            self._leave_an_administrator()
+            self._refuse_without_another_administrator()
         if "password" in changes or not self.is_active:
             self.end_logins()
-        if "password" in changes or not self.is_active or self.email != mailbox:
+        if "password" in changes or not self.is_active or self.email != old_email:
             self._void_reset_links()
 
     def end_logins(self) -> None:
+        """End every open login session of the user."""
         db.session.execute(
             update(LoginSession)
             .where(LoginSession.user_id == self.id, LoginSession.ended_at.is_(None))
@@ -231,8 +245,8 @@ class User(Record):
     def _void_reset_links(self) -> None:
         db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == self.id))
 
-    def _refuse_with_appointments(self, else_: str = "") -> None:
-        """Raise `Conflict` if the user has appointments to come."""
+    def _refuse_with_appointments(self, way_out: str = "") -> None:
+        """Raise `Conflict` if the user has appointments to come. The sentence ends with `way_out`."""
         with db.session.no_autoflush:
             coming = db.session.scalar(
                 select(func.count()).select_from(
@@ -242,13 +256,13 @@ class User(Record):
         if coming:
             raise errors.Conflict(
                 f"{self.name} still has {coming} appointment{'s' * (coming > 1)} to come. "
-                f"Give them to another doctor or cancel them first. {else_}".strip()
+                f"Give them to another doctor or cancel them first. {way_out}".strip()
             )
 
-    def _leave_an_administrator(self) -> None:
+    def _refuse_without_another_administrator(self) -> None:
         """Raise `Conflict` unless another administrator remains.
 
-        The rows of the others stay locked until the commit: of two who step down at once, one is refused.
+        Locks the other administrators until the commit, so that two who step down together cannot both succeed.
         """
         with db.session.no_autoflush:
             others = db.session.scalars(
@@ -258,9 +272,12 @@ class User(Record):
             raise errors.Conflict("This is the last active administrator. Make another one first.")
 
     def archive(self) -> None:
-        """Raises `Conflict` while the user has appointments to come, and for the last active administrator."""
+        """Archive the user, end their logins and void their reset links.
+
+        Raises `Conflict` while the user has appointments to come, and for the last active administrator.
+        """
         if self.administers:
-            self._leave_an_administrator()
+            self._refuse_without_another_administrator()
         self._refuse_with_appointments()
         super().archive()
         self.end_logins()
@@ -274,7 +291,7 @@ errors.explain(
 
 
 def mrn_check_digit(digits: str) -> str:
-    """Return the check digit of ISO 7064 MOD 11,10: it finds every wrong digit and most swapped digits."""
+    """Return the check digit of ISO 7064 MOD 11,10. It reveals every wrong digit and most swapped digits."""
     product = 10
     for digit in digits:
         product = (product + int(digit)) % 10 or 10
@@ -289,11 +306,14 @@ def new_mrn() -> str:
 
 
 PATIENT_DATES = {"admitted_at", "discharged_at", "date_of_birth"}
-STAYING = (PatientStatus.ADMITTED, PatientStatus.ONGOING, PatientStatus.CRITICAL)  # a change to these is an admission
-YEAR, OLDEST = timedelta(days=366), timedelta(days=366 * 130)
+# A discharged patient who gets one of these is admitted again.
+STAYING = (PatientStatus.ADMITTED, PatientStatus.ONGOING, PatientStatus.CRITICAL)
+YEAR, GREATEST_AGE = timedelta(days=366), timedelta(days=366 * 130)
 
 
 class Patient(Record):
+    """A patient, with the state of their present or last stay."""
+
     __tablename__ = "patients"
     __table_args__ = (
         one_of("status", PatientStatus),
@@ -322,10 +342,11 @@ class Patient(Record):
 
     @property
     def name(self) -> str:
+        """First and last name."""
         return f"{self.first_name} {self.last_name}"
 
     def change(self, changes: dict[str, Any]) -> None:
-        """An admission without a date is now; a re-admission removes the old discharge.
+        """Change the patient. An admission without a date is now; a re-admission removes the old discharge.
 
         A death cancels the appointments to come. Raises `Invalid` for dates that cannot be, and as `_check_new_names`
         and `_check_new_phone` do.
@@ -352,9 +373,9 @@ class Patient(Record):
                 appointment.status = AppointmentStatus.CANCELLED
 
     def _refuse_impossible_dates(self, changed: set[str]) -> None:
-        """Raise `Invalid` for a changed date that is too early or too late. Dates that were stored before stay."""
+        """Raise `Invalid` for a changed date that is too early or too late. Unchanged dates are not checked."""
         today, birth = now().astimezone(clinic_zone()).date(), self.date_of_birth
-        if "date_of_birth" in changed and birth and birth < today - OLDEST:
+        if "date_of_birth" in changed and birth and birth < today - GREATEST_AGE:
             raise errors.Invalid(date_of_birth="Nobody is over 130 years old.")
         for name, what in (("admitted_at", "admission"), ("discharged_at", "discharge")):
             instant = getattr(self, name)
@@ -389,7 +410,7 @@ class Patient(Record):
     def children(self, kind: type["Child"], *conditions: Any) -> Sequence["Child"]:
         """Lock the patient's reports or appointments until the commit, and return them.
 
-        NOWAIT: a writer locks the child before the patient, so waiting could deadlock.
+        NOWAIT: other writers lock the child before the patient, so waiting here could deadlock.
         """
         return db.session.scalars(
             select(kind)
@@ -418,29 +439,33 @@ class ClinicalRecord(Record):
     @declared_attr
     @classmethod
     def patient(cls) -> Mapped[Patient]:
+        """The patient, archived or not. The query must load it: a lazy load raises."""
         return relationship(lazy="raise_on_sql", innerjoin=True)
 
     @declared_attr
     @classmethod
     def doctor(cls) -> Mapped[User]:
+        """The user who treats or writes, archived or not. The query must load it: a lazy load raises."""
         return relationship(lazy="raise_on_sql", innerjoin=True)
 
     @property
     def patient_name(self) -> str:
+        """First and last name of the patient."""
         return self.patient.name
 
     @property
     def doctor_name(self) -> str:
+        """First and last name of the doctor."""
         return self.doctor.name
 
     def change(self, changes: dict[str, Any]) -> None:
-        """Raises `Invalid` as `patient_and_doctor` does."""
+        """Change the record, and lock its patient and doctor. Raises `Invalid` as `patient_and_doctor` does."""
         before = self.patient_id, self.user_id
         super().change(changes)
         self._set_people(*patient_and_doctor(self.patient_id, self.user_id, *before))
 
     def restore(self) -> None:
-        """Raises `Conflict` while the patient is archived."""
+        """Restore the record. Raises `Conflict` while the patient is archived."""
         super().restore()
         patient, doctor = _lock_patient_and_doctor(self.patient_id, self.user_id)
         if patient is None or patient.deleted_at:
@@ -455,10 +480,10 @@ class ClinicalRecord(Record):
 def patient_and_doctor(
     patient_id: int, user_id: int, old_patient_id: int | None = None, old_user_id: int | None = None
 ) -> tuple[Patient | None, User | None]:
-    """Return the people that a clinical record names, and lock them until the commit.
+    """Return the patient and the doctor of a clinical record, and lock both until the commit.
 
-    Raises `Invalid` for a new patient or doctor who does not exist or is archived, and for a new doctor whose account
-    is not active. A person whom the record named before stays, whatever happened to them.
+    Raises `Invalid` for a patient or doctor who does not exist or is archived, and for a doctor whose account is not
+    active. The old patient and the old doctor of the record are not checked: the record keeps them.
     """
     patient, doctor = _lock_patient_and_doctor(patient_id, user_id)
     if patient_id != old_patient_id and (patient is None or patient.deleted_at):
@@ -471,7 +496,7 @@ def patient_and_doctor(
 
 
 def _lock_patient_and_doctor(patient_id: int, user_id: int) -> tuple[Patient | None, User | None]:
-    """Lock both rows until the commit, always in one order, so that two bookings do not deadlock."""
+    """Return both rows, locked until the commit. The order is always the same, so that two bookings do not deadlock."""
     with db.session.no_autoflush:
         pair = db.session.execute(
             select(User, Patient)
@@ -486,6 +511,8 @@ def _lock_patient_and_doctor(patient_id: int, user_id: int) -> tuple[Patient | N
 
 
 class Appointment(ClinicalRecord):
+    """A time of a patient with a doctor. Constraints keep two appointments from holding one slot."""
+
     __tablename__ = "appointments"
     __table_args__ = (
         one_of("status", AppointmentStatus),
@@ -508,29 +535,35 @@ class Appointment(ClinicalRecord):
 
     @classmethod
     def to_come(cls) -> tuple[Any, ...]:
-        """Return the conditions for appointments that are in the future and hold their slot."""
+        """Return the conditions for appointments in the future whose status is one of `HOLDING`."""
         return cls.status.in_(HOLDING), cls.appointment_datetime > now()
 
     @property
     def is_to_come(self) -> bool:
+        """Whether the appointment is in the future and its status is one of `HOLDING`."""
         return self.status in HOLDING and self.appointment_datetime > now()
 
     def change(self, changes: dict[str, Any]) -> None:
-        """Raises `Invalid` for a time that cannot be, and `Conflict` for people who take no new appointment."""
-        was_booked, before, old_status = self.is_booked, self.slot, self.status
+        """Change the appointment.
+
+        Raises `Invalid` for a time too far in the past or future, and for a result before the day of the appointment.
+        Raises `Conflict` for a doctor or patient who can have no new appointment.
+        """
+        was_booked, old_slot, old_status = self.is_booked, self.slot, self.status
         super().change(changes)
-        if self.is_booked and (not was_booked or self.slot != before):
+        if self.is_booked and (not was_booked or self.slot != old_slot):
             self._refuse_impossible_time()
-            self._refuse_people_who_take_none()
+            self._refuse_unavailable_people()
         elif self.status == AppointmentStatus.CONFIRMED != old_status:
-            self._refuse_people_who_take_none()
-        if self.status in DONE and (self.status, self.slot) != (old_status, before):
+            self._refuse_unavailable_people()
+        if self.status in DONE and (self.status, self.slot) != (old_status, old_slot):
             self._refuse_before_its_day()
 
     def restore(self) -> None:
+        """Restore the appointment. Raises `Conflict` if its doctor or patient can have no new appointment."""
         super().restore()
         if self.is_booked:
-            self._refuse_people_who_take_none()
+            self._refuse_unavailable_people()
 
     def _refuse_impossible_time(self) -> None:
         """Raise `Invalid` for a new time over a day ago or over ten years ahead."""
@@ -539,7 +572,7 @@ class Appointment(ClinicalRecord):
         if self.appointment_datetime > now() + LATEST_BOOKING:
             raise errors.Invalid(appointment_datetime="This time is over ten years ahead.")
 
-    def _refuse_people_who_take_none(self) -> None:
+    def _refuse_unavailable_people(self) -> None:
         """Raise `Conflict` if the doctor is archived or inactive, or the patient deceased."""
         if self.doctor.deleted_at and self.is_to_come:
             raise errors.Conflict(f"{self.doctor_name} is archived. Give this appointment to another doctor.")
@@ -558,15 +591,17 @@ class Appointment(ClinicalRecord):
 
     @property
     def is_booked(self) -> bool:
-        """Whether the appointment is to take place, overbooked or not."""
+        """Whether the status is one of `HOLDING` and the appointment is not archived. It may be overbooked."""
         return self.status in HOLDING and self.deleted_at is None
 
     @property
     def holds_slot(self) -> bool:
+        """Whether the constraints keep others out of the slot: an overbooked appointment holds none."""
         return self.status in HOLDING and not self.overbooked and self.deleted_at is None
 
     @property
     def slot(self) -> "Slot":
+        """The slot, whether the appointment holds it or not."""
         return Slot(self.id, self.user_id, self.patient_id, self.appointment_datetime, self.duration_minutes)
 
 
@@ -634,6 +669,8 @@ class Image(Record):
 
 
 class Report(ClinicalRecord):
+    """A medical report with its images. `doctor` is the author."""
+
     __tablename__ = "reports"
     __table_args__ = (
         Index(None, "patient_id", "created_at"),
@@ -669,7 +706,7 @@ class Word(Base):
     __abstract__ = True
 
     word: Mapped[str] = mapped_column(
-        # In the order of code points all words with the same prefix are neighbours in the index.
+        # Collation "C" sorts by code point, so words with the same prefix are neighbours in the index.
         String(LONGEST_WORD).with_variant(String(LONGEST_WORD, collation="C"), "postgresql"),
         primary_key=True,
     )
@@ -681,11 +718,15 @@ class Word(Base):
 
 
 class PatientWord(Word):
+    """A word by which a patient is found."""
+
     __tablename__ = "patient_words"
     record_id: Mapped[int] = mapped_column(ForeignKey("patients.id"), primary_key=True)
 
 
 class UserWord(Word):
+    """A word by which a user is found."""
+
     __tablename__ = "user_words"
     record_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
 
@@ -700,13 +741,13 @@ class Upload(Base):
     __tablename__ = "uploads"
 
     public_id: Mapped[str] = mapped_column(String(255), primary_key=True)
-    store: Mapped[str] = mapped_column(String(16))  # its name, as in `Image.store`
+    store: Mapped[str] = mapped_column(String(16))  # the name of the store, as in `Image.store`
     started_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now, index=True)
     claimed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
 
 class LoginSession(Base):
-    """A login on one device. Its access and refresh tokens are good only while it is open."""
+    """A login on one device. Its access and refresh tokens are valid only while it is open."""
 
     __tablename__ = "login_sessions"
     __table_args__: Any = KEEP_IDS
@@ -717,25 +758,26 @@ class LoginSession(Base):
     last_used_at: Mapped[datetime] = mapped_column(UTCDateTime, default=now)  # the last login or refresh
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
-    generation: Mapped[int] = mapped_column(default=1)  # of the refresh token that is good now
-    first_uses: Mapped[dict[str, float] | None] = mapped_column(
-        JSON
-    )  # {generation: Unix time} of refresh tokens used lately
+    generation: Mapped[int] = mapped_column(default=1)  # the refresh token of this generation is valid
+    # {generation: Unix time} of refresh tokens used within the last seconds: clinic/sessions.py, GRACE
+    first_uses: Mapped[dict[str, float] | None] = mapped_column(JSON)
     device: Mapped[str] = mapped_column(String(200))  # the User-Agent header
     address: Mapped[str] = mapped_column(String(45))  # of the last login or refresh
     signed_in_from: Mapped[str] = mapped_column(String(45))
 
     @classmethod
     def open(cls, user_id: int) -> Select[Self]:
+        """Select the user's open login sessions."""
         return select(cls).where(*cls.is_open(user_id))
 
     @classmethod
     def is_open(cls, user_id: int) -> tuple[ColumnElement[bool], ...]:
+        """Return the conditions for the user's open login sessions: neither ended nor expired."""
         return cls.user_id == user_id, cls.ended_at.is_(None), cls.expires_at > now()
 
 
 class SignInTries(Base):
-    """Counts the wrong passwords for an email from one address; the address "" counts those from anywhere."""
+    """The number of wrong passwords for an email from an address. The row with address "" counts all addresses."""
 
     __tablename__ = "sign_in_tries"
 
@@ -747,12 +789,12 @@ class SignInTries(Base):
 
 
 class PasswordReset(Base):
-    """A link to set a new password, good once. The table keeps the hash of its token."""
+    """A link to set a new password, valid for one use. The table has only a hash of its token."""
 
     __tablename__ = "password_resets"
 
     token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
-    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), unique=True)  # only the newest link is good
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), unique=True)  # a new link replaces the old link
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
 
 
@@ -785,7 +827,7 @@ class AuditEntry(Base):
 
 
 class AuditHead(Base):
-    """The head of a chain: its newest entry."""
+    """The head of a chain: the number and mac of its newest entry."""
 
     __tablename__ = "audit_heads"
 
@@ -798,7 +840,7 @@ class AuditHead(Base):
 
 
 class Clinic(Base):
-    """What the database keeps about the clinic as a whole: one row."""
+    """The clinic itself. The table has a single row."""
 
     __tablename__ = "clinic"
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
@@ -826,12 +868,12 @@ Child = TypeVar("Child", bound=ClinicalRecord)
 def save(record: Kind, leaving: Collection[int] = ()) -> Kind:
     """Flush the record, so that it has its id and version, and return it. The caller commits.
 
-    Rolls back and raises `Conflict` when a slot is taken, but not by appointments that are `leaving` their slots in
-    this transaction.
+    Rolls back and raises `Conflict` when a slot is taken. The error names the appointment in the way, but never an
+    appointment in `leaving`: these ids leave their slots in this transaction.
     """
     db.session.add(record)
-    written = (*db.session.new, *db.session.dirty)  # a restored patient brings appointments back
-    slots = [one.slot for one in written if isinstance(one, Appointment) and one.holds_slot]
+    written = (*db.session.new, *db.session.dirty)  # not only `record`: restoring a patient restores appointments
+    slots = [record.slot for record in written if isinstance(record, Appointment) and record.holds_slot]
     try:
         db.session.flush()
     except IntegrityError as error:
@@ -843,7 +885,7 @@ def save(record: Kind, leaving: Collection[int] = ()) -> Kind:
 
 
 def _clash(slots: Iterable[Slot], leaving: Collection[int]) -> errors.Conflict:
-    """Return why the database refused one of these slots (migration 0004 has the constraints)."""
+    """Return the error that names the appointment in one of these slots. The constraints do not tell which it is."""
     moment_ago = "This slot was taken a moment ago."
     found = (clash for slot in slots if (clash := slot.clash(leaving)))
     return next(found, errors.Conflict(moment_ago, {"appointment_datetime": [moment_ago]}))
@@ -851,29 +893,29 @@ def _clash(slots: Iterable[Slot], leaving: Collection[int]) -> errors.Conflict:
 
 def find(kind: type[Kind], record_id: int, *options: Any) -> Kind:
     """Return a record that is not archived. Raises `NotFound`."""
-    return _one(kind, record_id, kind.live().options(*options))
+    return _find(kind, record_id, kind.live().options(*options))
 
 
 def find_any(kind: type[Kind], record_id: int, *options: Any) -> Kind:
     """Return a record, archived or not. Raises `NotFound`."""
-    return _one(kind, record_id, select(kind).options(*options))
+    return _find(kind, record_id, select(kind).options(*options))
 
 
 def find_for_update(kind: type[Kind], record_id: int, *options: Any) -> Kind:
     """Return a record that is not archived and lock it until the commit. Raises `NotFound`."""
-    return _one(kind, record_id, _locked(kind.live().options(*options), kind))
+    return _find(kind, record_id, _for_update(kind.live().options(*options), kind))
 
 
 def find_any_for_update(kind: type[Kind], record_id: int, *options: Any) -> Kind:
     """Return a record, archived or not, and lock it until the commit. Raises `NotFound`."""
-    return _one(kind, record_id, _locked(select(kind).options(*options), kind))
+    return _find(kind, record_id, _for_update(select(kind).options(*options), kind))
 
 
-def _locked(records: Select[Kind], kind: type[Kind]) -> Select[Kind]:
+def _for_update(records: Select[Kind], kind: type[Kind]) -> Select[Kind]:
     return records.with_for_update(key_share=True, of=kind).execution_options(populate_existing=True)
 
 
-def _one(kind: type[Kind], record_id: int, records: Select[Kind]) -> Kind:
+def _find(kind: type[Kind], record_id: int, records: Select[Kind]) -> Kind:
     record = db.session.scalar(records.where(kind.id == record_id))
     if record is None:
         raise errors.NotFound(f"There is no {kind.noun()} {record_id}.")
