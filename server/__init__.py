@@ -1,1 +1,1 @@
-"""The part of the server that knows no hospital: HTTP, the database connection, images as files."""
+"""The part of the server that knows nothing of a clinic: HTTP, the database, migrations, mail, pictures."""

@@ -1,7 +1,7 @@
-"""Reads and validates the input of a request: JSON, a form, a query string. What is too large is refused unread.
+"""Reads and validates the input of a request: JSON, a form, a query string.
 
-The limit of a body follows from the fields of its model. A stranger's request must cost little: the parsers below take
-microseconds for each value, and pydantic describes each of its faults.
+The fields of a model decide the size of its body. A larger body is refused before it is read. A body or query string
+with far too many values is refused before it is parsed: parsing takes microseconds for each value.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,18 +19,19 @@ from server import errors, multipart, strict_json
 PUBLIC_LIMIT = 16 * 1024  # bytes of a body that anybody may send
 LONGEST_CHARACTER = 12  # bytes of a character in JSON, as in "\\ud83d\\ude00"
 SLACK = 4 * 1024  # bytes, for blanks between the fields
-MOST_VALUES = 1_000  # in a body of nested lists and objects; and one more for each `BYTES_OF_A_VALUE` bytes
+# A body has at most MOST_VALUES values, and another for each BYTES_OF_A_VALUE bytes of it.
+MOST_VALUES = 1_000
 BYTES_OF_A_VALUE = 100
 MOST_PARAMETERS = 400  # of a query string
-UNSIZED = 4_000  # characters of a text without a limit, and of a field that the server owns
-PLAIN = 100  # characters of a number, a word of a list, a date
+UNSIZED = 4_000  # characters that we allow a text whose field has no limit
+PLAIN = 100  # characters that we allow a number, an enumerated word or a date; also items of a list without a limit
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What a body or query string of a model looks like."""
+    """The fields and the size of a model's body or query string."""
 
-    names: frozenset[str]  # also those of fields that are ignored
+    names: frozenset[str]  # of all fields, also of those that a PATCH ignores
     lists: frozenset[str]  # fields that a query string may repeat
     limit: int  # bytes of a body that holds every field at its full length
 
@@ -59,8 +60,8 @@ def _characters(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> in
 
 
 def _body(limit: int) -> bytes:
-    """Return the body. Raises `TooLarge`, before it is read where its length is known."""
-    request.max_content_length = limit + 1  # Werkzeug cuts a body in chunks off there
+    """Return the body. Raises `TooLarge`, and reads nothing of a body with too large a Content-Length."""
+    request.max_content_length = limit + 1  # Werkzeug cuts off a chunked body there
     if (request.content_length or 0) > limit or len(body := request.get_data()) > limit:
         raise errors.TooLarge(f"The body is larger than the {limit:,} bytes that are taken here.")
     return body
@@ -83,9 +84,9 @@ def _parse_json(model: type[BaseModel], limit: int | None) -> BaseModel:
 
 
 def _refuse_many_values(body: bytes, shape: _Shape) -> None:
-    """Raise `Invalid` for an object of far more fields than a record has, `BadRequest` for as many nested values.
+    """Raise `Invalid` for a flat object with too many fields, and `BadRequest` for too many nested values.
 
-    Counts the signs between the strings, in a hundredth of the time that a parser takes: up to 3 µs for each value.
+    Counts commas and brackets outside of strings. Parsing would take up to 3 µs for each value, a hundred times longer.
     """
     if len(body) <= 2 * MOST_VALUES:  # a value and its comma
         return
@@ -101,7 +102,7 @@ def _refuse_many_values(body: bytes, shape: _Shape) -> None:
 
 
 def _unknown(names: Iterator[str], total: int, shape: _Shape) -> errors.Invalid:
-    """Return the error for `total` fields of which hardly any is known. It names the first."""
+    """Return the error for `total` fields, most of them unknown. It names the first of the unknown `names`."""
     unknown = islice((name for name in names if name not in shape.names), errors.MOST_FAULTS)
     faults = {name[: errors.LONGEST_NAME]: ["This field is not known here."] for name in unknown}
     return errors.Invalid(faults, total - len(faults))
@@ -119,15 +120,15 @@ def _parse_form(model: type[BaseModel], limit: int | None) -> BaseModel:
 def _parse_query(model: type[BaseModel], _limit: int | None) -> BaseModel:
     shape = _shape(model)
     _refuse_many_parameters(request.query_string, shape)
-    several = {name: values for name, values in request.args.lists() if len(values) > 1 and name not in shape.lists}
-    if several:
-        raise errors.Invalid({name: ["Give this only once."] for name in several})
+    repeated = [name for name, values in request.args.lists() if len(values) > 1 and name not in shape.lists]
+    if repeated:
+        raise errors.Invalid({name: ["Give this only once."] for name in repeated})
     lists = {name: request.args.getlist(name) for name in shape.lists & request.args.keys()}
     return _validate(model, {**request.args.to_dict(), **lists})
 
 
 def _refuse_many_parameters(query: bytes, shape: _Shape) -> None:
-    """Raise `Invalid` for a query string of so many parameters that parsing it takes milliseconds."""
+    """Raise `Invalid` for more than `MOST_PARAMETERS` parameters: parsing them would take milliseconds."""
     if query.count(b"&") < MOST_PARAMETERS:
         return
     names = [unquote_plus(pair.partition("=")[0]) for pair in query.decode(errors="replace").split("&")]
@@ -138,7 +139,7 @@ def _refuse_many_parameters(query: bytes, shape: _Shape) -> None:
 
 def _validate(model: type[BaseModel], values: dict[str, Any]) -> BaseModel:
     try:
-        return model.model_validate(values, strict=False)  # forms and query strings have nothing but texts
+        return model.model_validate(values, strict=False)  # every value of a form or query string is a text
     except ValidationError as error:
         raise errors.Invalid(errors.field_errors(error.errors(include_url=False))) from None
 

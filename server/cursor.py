@@ -15,19 +15,19 @@ SIGNATURE_LENGTH = 12  # bytes
 
 
 def make_cursor(key: list[Any], scope: str) -> str:
-    """Return a cursor that holds the key of a page's last row: its values in the columns of the order.
+    """Return a signed cursor with `key`: the values of the page's last row in the columns of the order.
 
-    The signature ties it to SECRET_KEY and to `scope`: the collection, its order and its filters.
+    The cursor is valid for `scope` alone: the collection, its order and its filters. SECRET_KEY signs it.
     """
-    # Times go in UTC, because orjson rounds offsets with seconds, which zones had until 1972.
+    # Times become UTC: orjson rounds offsets with seconds, which zones had until 1972.
     values = orjson.dumps([value.astimezone(UTC) if isinstance(value, datetime) else value for value in key])
     return base64.urlsafe_b64encode(_signature(values, scope) + values).rstrip(b"=").decode()
 
 
 def read_cursor(cursor: str, scope: str) -> list[Any]:
-    """Return the key in a cursor, its times as ISO 8601 texts.
+    """Return the key that a cursor holds, with its times as ISO 8601 texts.
 
-    Raises `Invalid` for a cursor that this server has not made for this scope.
+    Raises `Invalid` for a cursor that this server did not make for this scope.
     """
     try:
         signed = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))

@@ -1,4 +1,4 @@
-"""The database: connections, transactions, the bulk insert, and how times are stored. The tables are in models.py."""
+"""The database: connections, transactions, the bulk insert, and how times are stored. models.py has the tables."""
 
 import random
 import re
@@ -49,7 +49,7 @@ def now() -> datetime:
 
 
 def clinic_zone() -> ZoneInfo:
-    """Return the clinic's time zone: of a time without an offset, and of every time in an answer."""
+    """Return the clinic's time zone. Times without an offset are in it, and so is every time of an answer."""
     return ZoneInfo(current_app.config["TIMEZONE"])
 
 
@@ -60,6 +60,7 @@ class UTCDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return the value for the driver. Raises ValueError for a time without a zone."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -68,12 +69,15 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return the driver's value as a time in UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
+    """The base of every table. Migrations refer to constraints by these names."""
+
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -85,7 +89,7 @@ class Base(DeclarativeBase):
     )
 
 
-# An object stays readable after the commit, so an answer needs no second read.
+# Objects keep their values after the commit: the answer is made from them without another read.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
 migrate = Migrate(
     directory=str(Path(__file__).parent.parent / "migrations"), render_as_batch=True, compare_server_default=True
@@ -93,7 +97,7 @@ migrate = Migrate(
 
 
 def upsert(table: type[Base]) -> Any:
-    """Return the dialect's own INSERT of `table`, which has ON CONFLICT."""
+    """Return an INSERT into `table` that can have ON CONFLICT, which only the dialects' own INSERT has."""
     return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[db.engine.dialect.name](table)
 
 
@@ -108,7 +112,7 @@ def _sqlite_insert(
 
 
 def _converted(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
-    """Convert values, reusing the last result for repeats: rows written together often share their time."""
+    """Convert values, and a repeated object once: rows that are written together often share their time."""
     converted: list[Any] = []
     last: Any = convert
     for value in values:
@@ -123,7 +127,7 @@ def insert_many(
 ) -> None:
     """Insert rows whose values are in the order of `names`.
 
-    On SQLite values are converted column by column: a million rows take a third less time.
+    On SQLite the values are converted column by column, which takes a third less time.
     """
     table, dialect = cast(Table, kind.__table__), connection.dialect
     if dialect.name != "sqlite" or not rows:
@@ -137,15 +141,17 @@ def insert_many(
     connection.exec_driver_sql(statement, list(zip(*columns, strict=True)))
 
 
-TRIES = 8  # of a transaction that lost a race: within two seconds or so
+TRIES = 8  # of a transaction that lost a race; all within about two seconds
 
 
 def in_transaction(work: Callable[[], Result]) -> Result:
     """Return what `work` returns and commit its changes; roll back if it raises.
 
-    It begins with the check that the guard left in `g.begin_transaction`. A transaction that lost a race is tried
-    again, a little later each time. It may run within another `in_transaction` after `outside_transaction`: the outer
-    one does not repeat what the inner one gave up.
+    The transaction begins with the check in `g.begin_transaction`, which the guard sets. If it loses a race, it is
+    tried again, up to `TRIES` times, each time after a longer pause. `work` must not assume that it runs once.
+
+    A view that itself runs in `in_transaction` may call it after `outside_transaction`. When the inner transaction has
+    used up its tries, it raises an API error, so the outer transaction does not repeat the view.
     """
     attempt = 1
     while True:
@@ -168,9 +174,9 @@ def in_transaction(work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def outside_transaction() -> Iterator[None]:
-    """Commit the open transaction. Hash and upload within: they take long and must hold neither lock nor connection.
+    """Commit the open transaction, for a block that hashes or uploads: it must hold neither a lock nor a connection.
 
-    Write afterwards by `in_transaction`, which looks at the caller's rights again.
+    Write after that by `in_transaction`, which checks the caller's rights again.
     """
     db.session.commit()
     yield
@@ -196,9 +202,10 @@ def _reads_only() -> bool:
 
 
 def _on_sqlite(engine: Engine) -> None:
-    """Set SQLite up as a server's database: foreign keys, WAL, full sync, and BEGIN IMMEDIATE for every writer.
+    """Set up SQLite: foreign keys, WAL, full sync, and BEGIN IMMEDIATE for every transaction that may write.
 
-    A plain BEGIN loses updates between the read and the write: 172 of 200 requests by 8 threads, 0 with IMMEDIATE.
+    With a plain BEGIN an update is lost if another connection writes between its read and its write. Of 200 requests by
+    8 threads 172 lost their update; with IMMEDIATE none did.
     """
 
     @event.listens_for(engine, "connect")
@@ -217,10 +224,10 @@ def _on_sqlite(engine: Engine) -> None:
 
 
 def limited(statement: str, seconds: int) -> str:
-    """Return the statement with a time limit in front, which holds until the end of the transaction.
+    """Return the statement with a time limit in front. The limit holds until the end of the transaction.
 
-    One message carries both, so the limit takes no round trip. It works behind PgBouncer, which refuses the startup
-    parameter `options` and hands what a session SET to another client.
+    Both go in the same message, so the limit takes no round trip. It works behind PgBouncer, which refuses the startup
+    parameter `options`, and which passes the settings of a session on to other clients.
     """
     return f"SET LOCAL statement_timeout = {seconds * 1000}; {statement}"
 
@@ -230,15 +237,15 @@ def _on_postgresql(engine: Engine, seconds: int) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.info["unlimited"] = not connection.get_execution_options().get("unhurried")
+        connection.info["needs_limit"] = not connection.get_execution_options().get("unhurried")
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
     def _prefix(
         connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, *_: Any
     ) -> tuple[str, Any]:
         if preceding := context and context.execution_options.get("preceded_by"):
-            statement = f"{preceding}; {statement}"  # one message; each statement has its own snapshot
-        if connection.info.pop("unlimited", False):
+            statement = f"{preceding}; {statement}"  # in the same message; each statement has its own snapshot
+        if connection.info.pop("needs_limit", False):
             if not cursor.name:
                 return limited(statement, seconds), parameters
             with cursor.connection.cursor() as plain:  # DECLARE of a server-side cursor must be alone in its message
@@ -252,13 +259,13 @@ def _on_postgresql(engine: Engine, seconds: int) -> None:
 
     @event.listens_for(engine, "handle_error")
     def _leave_standby(context: ExceptionContext) -> None:
-        """Close every connection to a server that became read-only: the next one may find the primary."""
+        """Close every connection to a server that became read-only: a new connection may reach the primary."""
         if getattr(context.original_exception, "pgcode", None) == errors.READ_ONLY:
             context.is_disconnect = True
 
 
 def _is_readable(descriptor: int) -> bool:
-    """Return whether a socket has something to read. If it is idle, the server closed it; cheaper than a ping."""
+    """Return whether a socket is readable. A readable idle socket means the server closed it; cheaper than a ping."""
     if not hasattr(select_module, "poll"):  # Windows
         return bool(select_module.select([descriptor], [], [], 0)[0])
     waiting = select_module.poll()
@@ -267,7 +274,7 @@ def _is_readable(descriptor: int) -> bool:
 
 
 def _end_outage(connection: Any, _record: Any) -> None:
-    """Note that the database answers, when a connection that still works returns to the pool."""
+    """Note that the database answers: a connection that still works returned to the pool."""
     if connection is not None:
         outage.ended()
 
@@ -279,21 +286,21 @@ def reader() -> Connection:
 
 @cache
 def _known_revisions(directory: str) -> tuple[str, frozenset[str]]:
-    """Return the newest migration of this code, and all of them."""
+    """Return the newest migration of this code, and all its migrations."""
     script = ScriptDirectory(directory)
     return script.get_current_head() or "", frozenset(step.revision for step in script.walk_revisions())
 
 
 def is_newer(revision: str, directory: str) -> bool:
-    """Return whether `revision` is a migration of a newer version of this code. Revisions are numbered: 0008, 0009."""
+    """Return whether `revision` is a migration of a newer version of this code. Revisions are numbers: 0008, 0009."""
     head, known = _known_revisions(directory)
     return revision not in known and bool(re.fullmatch(r"[0-9]{4}", revision)) and revision > head
 
 
 def check_schema() -> str:
-    """Return the revision of the schema. Raise `Unavailable` unless this code can serve with the database.
+    """Return the revision of the schema. Raises `Unavailable` if the database is read-only or its schema is older.
 
-    A newer schema will do: in a rolling upgrade the nodes of the old version go on serving (expand, then contract).
+    A newer schema is accepted: during a rolling upgrade, nodes with the old version go on serving.
     """
     directory = current_app.extensions["migrate"].directory
     with reader() as connection:
@@ -306,16 +313,16 @@ def check_schema() -> str:
 
 
 def _is_writable(connection: Connection) -> bool:
-    """Return whether a transaction may write: not on a standby, nor in a file that can only be read."""
+    """Return whether a transaction may write. On a standby and in a read-only file it may not."""
     if connection.dialect.name == "postgresql":
         return connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "off"
     driver: Any = connection.connection.driver_connection
     driver.execute("PRAGMA busy_timeout=0")
     try:
-        driver.execute("BEGIN IMMEDIATE")  # of a file that can only be read, this begins a read
+        driver.execute("BEGIN IMMEDIATE")  # succeeds in a read-only file, as a read
         driver.execute("PRAGMA user_version=0")
     except sqlite3.OperationalError as error:
-        return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # another connection writes at this moment
+        return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # another connection is writing
     finally:
         driver.rollback()
         driver.execute("PRAGMA busy_timeout=20000")
@@ -323,6 +330,7 @@ def _is_writable(connection: Connection) -> bool:
 
 
 def init_app(app: Flask) -> None:
+    """Make the engine and listen to its connections."""
     db.init_app(app)
     migrate.init_app(app, db)
     with app.app_context():

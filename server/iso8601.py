@@ -1,8 +1,8 @@
 """Reads dates and times by one exact grammar of ISO 8601.
 
-The grammar is the profile of RFC 3339, section 5.6, with these additions: a blank may stand for the T; the seconds, the
-minutes and the offset are optional; the basic form (`20270301T1000`) is read, too. `datetime.fromisoformat` reads more
-than that: it ignores what it does not understand between the minutes and the offset.
+The grammar is the profile of RFC 3339, section 5.6, with three additions. A blank may stand for the T. Seconds, minutes
+and offset are optional. The basic form (`20270301T1000`) is read, too. `datetime.fromisoformat` is not exact: between
+the minutes and the offset it ignores characters that it does not understand.
 """
 
 import re
@@ -14,7 +14,7 @@ LONGEST = len("1920-01-01T00:00:00.123456789-00:44:30")
 def _grammar(dash: str, colon: str) -> re.Pattern[str]:
     decimals = r"(?:[.,](\d{1,9}))?"  # of a second
     clock = rf"(\d\d)(?:{colon}(\d\d)(?:{colon}(\d\d){decimals})?)?"
-    # Until 1972 zones had offsets with seconds, and our answers have them. RFC 3339 knows none.
+    # Zones had offsets with seconds until 1972, so our answers may have them. RFC 3339 has no such offsets.
     offset = r"Z|[+-]\d\d(?::?\d\d|:\d\d:\d\d)?"
     return re.compile(rf"(\d{{4}}){dash}(\d\d){dash}(\d\d)(?:[T ]{clock}({offset})?)?", re.ASCII)
 
@@ -23,9 +23,9 @@ _EXTENDED, _BASIC = _grammar("-", ":"), _grammar("", "")
 
 
 def read(text: str) -> date | datetime:
-    """Return a date for a text without a time of day, else a datetime, which is naive for a text without an offset.
+    """Return a date for a text without a time of day, else a datetime. Without an offset, the datetime is naive.
 
-    Decimals beyond microseconds are cut off. Raises ValueError for what the grammar or the calendar does not have.
+    Decimals beyond microseconds are cut off. Raises ValueError for a text outside of the grammar or the calendar.
     """
     match = len(text) <= LONGEST and (_EXTENDED.fullmatch(text) or _BASIC.fullmatch(text))
     if not match:
@@ -39,7 +39,7 @@ def read(text: str) -> date | datetime:
 
 
 def read_time(text: str) -> datetime:
-    """Return the datetime of a text with a time of day. Raises ValueError as `read` does, and for a date alone."""
+    """Return the datetime of a text. Raises ValueError as `read` does, and for a date without a time of day."""
     found = read(text)
     if not isinstance(found, datetime):
         raise ValueError("a date without a time of day")

@@ -16,7 +16,7 @@ from server import errors
 
 
 def client_address() -> str:
-    """Return the address that sent the request; of IPv6 its /64, because one subscriber owns a whole /64."""
+    """Return the address that sent the request. An IPv6 address becomes its /64, which belongs to one subscriber."""
     text = re.sub(r"^\[(.+)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", request.remote_addr or "")  # some proxies add the port
     try:
         address = ipaddress.ip_address(text)
@@ -29,7 +29,7 @@ def client_address() -> str:
     return str(address)
 
 
-# When Redis is away the limiter counts in memory: an outage must not lock anybody out.
+# Without Redis the limiter counts in memory: an outage must not lock anybody out.
 limiter = Limiter(
     client_address,
     in_memory_fallback_enabled=True,
@@ -55,18 +55,19 @@ def _on_rate_limit(error: RateLimitExceeded) -> Response:
 
 
 def init_app(app: Flask) -> None:
+    """Register the limiter, and wrap the hooks that it adds to the application."""
     hooks: Any = app.before_request_funcs[None], app.after_request_funcs[None], app.teardown_request_funcs[None]
-    known = [len(several) for several in hooks]
+    counts = [len(functions) for functions in hooks]
     limiter.init_app(app)
     app.register_error_handler(RateLimitExceeded, _on_rate_limit)
-    for several, others in zip(hooks, known, strict=True):
-        several[others:] = [_where_limited(hook) for hook in several[others:]]
+    for functions, count in zip(hooks, counts, strict=True):
+        functions[count:] = [_where_limited(hook) for hook in functions[count:]]
 
 
 def _where_limited(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Call a hook of Flask-Limiter only for views that have limits.
 
-    Its hooks look for limits at every request: a guarded read takes 520 µs of CPU with them and 390 µs so.
+    Otherwise its hooks look for limits at every request: a guarded read then takes 520 µs of CPU instead of 390 µs.
     """
 
     def hooked(*args: Any) -> Any:

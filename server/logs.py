@@ -1,14 +1,14 @@
-"""Writes the log: a message is one line, whatever a client, a database or an image store puts into it."""
+"""Writes the log. Each message is a single line, also when a client, a database or an image store put more into it."""
 
 import logging
 import re
 from typing import Any
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# C0 and C1 controls without the newline, other ends of lines, overrides of direction, halves of surrogate pairs
+# Control characters except the newline, Unicode line ends, direction overrides, lone surrogates
 _CONTROLS = "\0-\t\v-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
-_UNSAFE, _UNSAFE_BUT_NEWLINE = re.compile(f"[\n{_CONTROLS}]"), re.compile(f"[{_CONTROLS}]")
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Flask's development server, which escapes the request line itself
+_UNSAFE, _UNSAFE_IN_TRACEBACK = re.compile(f"[\n{_CONTROLS}]"), re.compile(f"[{_CONTROLS}]")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Flask's development server, which escapes the request itself
 
 
 def one_line(text: str) -> str:
@@ -21,31 +21,35 @@ def _escape(match: re.Match[str]) -> str:
 
 
 class OneLineFormatter(logging.Formatter):
-    """Formats a record as one line. The lines of a traceback are indented, so that none looks like a record."""
+    """Formats a message as one line. Lines of a traceback are indented, so that they do not look like messages."""
 
     def format(self, record: logging.LogRecord) -> str:
-        record.exc_text = None  # the text of another handler's formatter
+        """Return the message, then its traceback."""
+        record.exc_text = None  # another handler's formatter may have cached its text here
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the message in one line."""
         line = super().formatMessage(record)
         if record.name == "werkzeug":
             line = _COLOURS.sub("", line).replace("\n * Running on", " Running on")  # its greeting has two lines
         return one_line(line)
 
     def formatException(self, ei: Any) -> str:
+        """Return the indented traceback."""
         return _indented(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:
+        """Return the indented stack."""
         return _indented(super().formatStack(stack_info))
 
 
 def _indented(lines: str) -> str:
-    return "  " + _UNSAFE_BUT_NEWLINE.sub(_escape, lines).replace("\n", "\n  ")
+    return "  " + _UNSAFE_IN_TRACEBACK.sub(_escape, lines).replace("\n", "\n  ")
 
 
 def set_up(level: str) -> None:
-    """Log to standard error, the records of `hosi` from `level` on. Keeps handlers that the root logger has already."""
+    """Log to standard error. The logger `hosi` logs from `level` up. Existing handlers of the root logger stay."""
     handler = logging.StreamHandler()
     handler.setFormatter(OneLineFormatter(FORMAT))
     logging.basicConfig(handlers=[handler])

@@ -18,10 +18,10 @@ TIMEOUT = 20  # seconds
 
 
 def send(to: str, subject: str, text: str) -> None:
-    """Send one mail by `MAIL_SERVER`. Raises OSError or smtplib.SMTPException.
+    """Send a mail through `MAIL_SERVER`. Raises OSError or smtplib.SMTPException.
 
-    A local part with other letters than ASCII needs a server with SMTPUTF8 (RFC 6531). Raises SMTPNotSupportedError
-    for a server without it.
+    An address with non-ASCII letters before the @ needs a server with SMTPUTF8 (RFC 6531). Without it, the exception is
+    SMTPNotSupportedError.
     """
     setting = current_app.config
     sender = parseaddr(setting["MAIL_FROM"])[1]
@@ -46,7 +46,10 @@ def with_ascii_domain(address: str) -> str:
 
 
 def send_reset_link(make_link: Callable[[str], str | None], email: str) -> None:
-    """Make a link and mail it, in a thread: the time of the answer must not tell whether the account exists."""
+    """Make a link and mail it, in a thread: the answer must not take longer for an email that has an account.
+
+    `make_link` gets the email and returns None to send no mail. Failures are logged, not raised.
+    """
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     _sender.submit(_send_reset_link, app, make_link, email)
 

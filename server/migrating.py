@@ -1,4 +1,4 @@
-"""Migrates the schema while the server serves: locks are waited for briefly, and rows are rewritten in batches."""
+"""Migrates the schema while the server runs. A migration waits briefly for locks, and rewrites rows in batches."""
 
 import logging
 import random
@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 Rewrite = Callable[[Connection, list[int]], None]
 
 LOCK_TIMEOUT = 500  # milliseconds; while a migration waits for the lock of a table, every reader waits behind it
-LONG = 10_000  # rows, from which on a progress bar is shown
-PAUSE = 0.11  # seconds, at least; a writer that waits for SQLite looks every 0.1 seconds
-TRIES = 100  # to get every lock that a transaction needs: about two minutes
+LONG = 10_000  # a rewrite of at least so many rows shows a progress bar
+PAUSE = 0.11  # seconds between batches, at least; a waiting SQLite connection tries again every 0.1 seconds
+TRIES = 100  # of a transaction that does not get its locks; they take about two minutes
 
 
 def limit_lock_waits(connection: Connection) -> None:
-    """Begin every transaction of this connection with a short `lock_timeout`. SQLite has none and needs none."""
+    """Begin every transaction of this connection with a short `lock_timeout`. Does nothing on SQLite."""
     if connection.dialect.name != "postgresql":
         return
 
@@ -37,7 +37,7 @@ def limit_lock_waits(connection: Connection) -> None:
 
 
 def with_retries(work: Callable[[], Result]) -> Result:
-    """Return what `work` returns, a transaction that is tried again, up to `TRIES` times, when it gets no lock."""
+    """Return what `work` returns. `work` is a transaction; it is tried up to `TRIES` times if it gets no lock."""
     attempt = 1
     while True:
         try:
@@ -46,20 +46,20 @@ def with_retries(work: Callable[[], Result]) -> Result:
             if attempt == TRIES or not errors.is_passing(error):
                 raise
         log.info("Other transactions hold a lock that this needs: trying again, %d of %d", attempt, TRIES)
-        time.sleep(random.uniform(0.5, 1))  # noqa: S311  # those who waited behind us go on
+        time.sleep(random.uniform(0.5, 1))  # noqa: S311  # requests that waited behind us go on
         attempt += 1
 
 
 def rewrite_rows(table: str, todo: str, rewrite: Rewrite, size: int = 1000) -> int:
     """Call `rewrite(connection, ids)` for the rows of `table` that meet the SQL condition `todo`. Return their number.
 
-    Each batch of at most `size` ids is a transaction of its own, in which its rows are locked. `rewrite` makes `todo`
-    false for them, so an upgrade that was stopped goes on where it was. Rows that old code writes during the upgrade
-    are rewritten, too; rows that it writes later are not, so a migration of the next release rewrites again.
+    Each batch of at most `size` ids is a transaction that locks its rows. `rewrite` must make `todo` false for them, so
+    that a stopped upgrade continues where it was. Rows that old code writes during the upgrade are rewritten, too. Rows
+    that old code writes later are not: a migration of the next release must rewrite again.
 
-    The migration does nothing else, since its own transaction is committed first. An earlier migration adds the column,
-    with a server default, so that old code goes on writing. Raises RuntimeError if the migration has changed something
-    before, or if `todo` is still true. `flask db upgrade --sql` rewrites nothing.
+    The migration must do nothing else, since its own transaction is committed first. An earlier migration adds the
+    column with a server default, so that old code can go on writing. Raises RuntimeError if the migration changed
+    something before, or if `todo` is still true afterwards. `flask db upgrade --sql` rewrites nothing.
     """
     migration = op.get_context()
     if migration.as_sql:
@@ -82,7 +82,7 @@ def _rewrite_all(engine: Engine, table: str, todo: str, rewrite: Rewrite, size: 
         total = connection.execute(text(f"SELECT count(*) FROM {table} WHERE {todo}")).scalar_one()  # noqa: S608
     rewritten = 0
     with click.progressbar(length=total, label=f"rewriting {table}", file=sys.stderr, hidden=total < LONG) as bar:
-        for _ in range(2):  # the second round finds what old code wrote during the first
+        for _ in range(2):  # the second round finds rows that old code wrote during the first round
             last, full = 0, True
             while full:
                 began = time.monotonic()
@@ -91,7 +91,7 @@ def _rewrite_all(engine: Engine, table: str, todo: str, rewrite: Rewrite, size: 
                 last = ids[-1] if ids else last
                 rewritten += len(ids)
                 bar.update(len(ids))
-                time.sleep(max(PAUSE, time.monotonic() - began))  # half of the time is for other writers
+                time.sleep(max(PAUSE, time.monotonic() - began))  # other writers get at least half of the time
     return rewritten
 
 

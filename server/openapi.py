@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document of an application, built by `create_app()` from the URL map and each view's contract.
 
-A view says who may call it (`@guard`, `@public`), its tag and its special errors (`@contract`). A field of a model says
-its example (`Field(examples=[...])`). Building stops with a sentence that names the view where any of these is missing.
+A view says who may call it (`@guard`, `@public`), and its tag and special errors (`@contract`). A field of a model has
+an example (`Field(examples=[...])`). If any of these is missing, building stops with a sentence that names the view.
 """
 
 import inspect
@@ -23,12 +23,12 @@ PICTURES = ("jpeg", "png", "webp", "gif", "tiff", "bmp")  # image types that a f
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the document says of the interface as a whole."""
+    """The title, version, description and tags of the document."""
 
     title: str
     version: str
     description: str
-    tags: Mapping[str, str]  # each with its description, in the order in which the page shows them
+    tags: Mapping[str, str]  # tag: description, in the order of the interactive page
 
 
 # By status: the name of the component, the description, an example.
@@ -136,7 +136,7 @@ def redirect(about: str) -> JSON:
 
 
 def query_parameter(name: str, about: str) -> JSON:
-    """Return the description of a text in the query string that a view reads by itself."""
+    """Return the description of a query parameter that the view reads itself, without a model."""
     return {"name": name, "in": "query", "required": True, "description": about, "schema": _TEXT}
 
 
@@ -146,7 +146,7 @@ def binary(media_type: str, about: str) -> JSON:
 
 
 class _Generator(GenerateJsonSchema):
-    """Keeps the order of the fields, and writes no titles, which only repeat the names."""
+    """Keeps the order of the fields, and leaves out titles, which only repeat the names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -156,10 +156,10 @@ class _Generator(GenerateJsonSchema):
 
 
 def _standard(schema: Any) -> Any:
-    """Return the schema in JSON Schema's words, without examples.
+    """Return the schema with JSON Schema's keywords and without the examples of its fields.
 
-    Where a validator comes first, pydantic writes `ge` and `le`. Swagger UI would send each field that has an example;
-    `Models` gives one example to each model instead.
+    After a validator, pydantic writes `ge` and `le` for `minimum` and `maximum`. Swagger UI prefills each field that
+    has an example, so `Models` gives an example to each model instead.
     """
     if isinstance(schema, list):
         return [_standard(part) for part in schema]
@@ -205,18 +205,20 @@ class Models:
         return examples
 
     def of_input(self, model: type[BaseModel]) -> JSON:
+        """Return the schema of a body or query string."""
         return self._found[model, "validation"]
 
     def of_answer(self, answer: Any) -> JSON:
+        """Return the schema of an answer."""
         return self._found[str(answer), "serialization"]
 
     def components(self) -> dict[str, JSON]:
-        """Return what the document refers to: all but the query strings, which become parameters."""
+        """Return the schemas for the document. Query strings are not among them: their fields become parameters."""
         queries = {name for name in self.definitions if name.endswith("Query")}
         return {name: schema for name, schema in sorted(self.definitions.items()) if name not in queries}
 
     def resolve(self, reference: JSON) -> JSON:
-        """Return the schema that a reference names, or an empty one for a schema that is no reference."""
+        """Return the schema that a reference names, or {} for a schema that is not a reference."""
         return self.definitions.get(_name(reference), {})
 
 
@@ -264,7 +266,7 @@ def _body(route: Route, model: type[BaseModel], models: Models) -> JSON:
 
 
 def _form(route: Route, model: type[BaseModel], models: Models) -> JSON:
-    """Return a reference to the model as a form with images, which it adds to the definitions."""
+    """Add a form to the definitions, with the model's fields and `images`. Return a reference to it."""
     fields = models.resolve(models.of_input(model))
     images = {
         "type": "array",
@@ -356,7 +358,7 @@ def _bearer(about: str) -> JSON:
 
 
 def build(app: Flask, about: About) -> JSON:
-    """Return the document of an application. Raises RuntimeError for a view that lacks something."""
+    """Return the document of an application. Raises RuntimeError, as `routes` does, for a view that lacks something."""
     found = routes(app, about.tags, ERRORS.keys())
     models = Models(found)
     paths: dict[str, JSON] = {}

@@ -1,4 +1,4 @@
-"""The log of the database's failures: the first in a row has a traceback, the next ones have a line each."""
+"""Logs failures of the database: the first of a row with its traceback, each further failure as a line."""
 
 import logging
 import time
@@ -8,17 +8,17 @@ from flask import g, has_app_context, has_request_context
 
 log = logging.getLogger("hosi")
 
-QUIET = 60  # seconds: a row that goes on for longer has another traceback
+QUIET = 60  # seconds without a traceback, at least, while a row of failures goes on
 
 
 def reason_of(error: Exception) -> str:
-    """Return the driver's reason in one line, without the lines after it, which may quote a statement."""
+    """Return the first line of the driver's reason. The lines after it may quote a statement with its values."""
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:300]}"
 
 
 class Outage:
-    """A row of failures in this process. The first answer of the database ends it."""
+    """Counts failures in a row, in this process. The first answer of the database ends the row."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -26,7 +26,7 @@ class Outage:
         self._last_traceback = float("-inf")
 
     def failed(self, error: Exception) -> None:
-        """Log one failure. Outside of a request, in a `flask` command, it has no traceback."""
+        """Log a failure. Outside of a request, as in a `flask` command, it has no traceback."""
         if has_app_context():
             g.database_failed = True
         with self._lock:
@@ -44,7 +44,7 @@ class Outage:
         )
 
     def ended(self) -> None:
-        """End the row: the database answered. A request that failed ends nothing when it returns its connection."""
+        """End the row of failures. Does nothing in a request that failed: its connection returns to the pool, too."""
         if not self._failures or (has_app_context() and "database_failed" in g):
             return
         with self._lock:

@@ -1,4 +1,4 @@
-"""The routes of an application, by what their views say: @guard or @public, @contract, and the docstring."""
+"""Lists the routes of an application with what their views declare: @guard or @public, @contract, a docstring."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ JSON = dict[str, Any]
 
 @dataclass(frozen=True)
 class Route:
-    """One method at one address."""
+    """A method at an address, and its view."""
 
     rule: Rule
     method: str
@@ -27,37 +27,44 @@ class Route:
 
     @property
     def name(self) -> str:
+        """The name of the view, which is the operationId."""
         return self.view.__name__
 
     @property
     def path(self) -> str:
+        """The address as OpenAPI writes it: `/user/{user_id}`."""
         return re.sub(r"<(?:[^<>:]+:)?([^<>]+)>", r"{\1}", self.rule.rule)
 
     @property
     def access(self) -> Access:
+        """Who may call the view."""
         access: Access = self.view.access  # type: ignore[attr-defined]
         return access
 
     @property
     def contract(self) -> Contract:
+        """The arguments of the view's @contract."""
         contract: Contract = self.view.contract  # type: ignore[attr-defined]
         return contract
 
     @property
     def body(self) -> type[BaseModel] | None:
+        """The model of the JSON or the form."""
         return self.contract.inputs.get("json") or self.contract.inputs.get("form")
 
     @property
     def query(self) -> type[BaseModel] | None:
+        """The model of the query string."""
         return self.contract.inputs.get("query")
 
     @property
     def creates(self) -> bool:
+        """Whether a successful answer is 201."""
         return self.contract.status == 201
 
     @property
     def is_json(self) -> bool:
-        """Whether `@contract` writes the answer, and not the view."""
+        """Whether the view returns a model, which `@contract` writes as JSON. Otherwise it returns a Response."""
         return self.contract.answer is not Response
 
     @property
@@ -67,6 +74,7 @@ class Route:
 
     @property
     def errors(self) -> set[int]:
+        """The statuses of all errors that the view can answer."""
         rules = {
             (401,): self.access is not PUBLIC,
             (403,): self.access.may_forbid,
@@ -81,16 +89,17 @@ class Route:
 
     @property
     def security(self) -> list[JSON]:
+        """The security requirements of OpenAPI: any of these tokens; {} allows no token."""
         usual = () if self.access is PUBLIC else ("access_token",)
         tokens = usual if self.contract.tokens is None else self.contract.tokens
         return [{token: []} if token else {} for token in tokens]
 
 
 def routes(app: Flask, tags: Collection[str], statuses: Collection[int]) -> list[Route]:
-    """Return every route of the application, without those of static files.
+    """Return every route of the application except static files.
 
-    Raises RuntimeError, with a sentence that names the view, for a view that lacks something, and for a tag or a status
-    of an error that is not one of these.
+    `tags` and `statuses` are those that the document describes. Raises RuntimeError with a sentence that names the view
+    if a view lacks something, or has a tag or an error that the document does not describe.
     """
     found = [
         Route(rule, method, app.view_functions[rule.endpoint])
@@ -111,7 +120,7 @@ def routes(app: Flask, tags: Collection[str], statuses: Collection[int]) -> list
 
 
 def _faults(route: Route, tags: Collection[str], statuses: Collection[int]) -> Iterator[str]:
-    """Say what the view of a route lacks."""
+    """Yield a sentence, without its subject, for each fault of the route's view."""
     if not hasattr(route.view, "access"):
         yield "does not say who may call it: put @guard(...) or @public above @contract."
     if not hasattr(route.view, "contract"):
@@ -138,7 +147,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _fields_without_example(model: type[BaseModel]) -> Iterator[str]:
-    """Yield each field that has no examples. An empty list leaves a field out of its model's example on purpose."""
+    """Yield each field without `examples`. An empty list counts: it leaves the field out of the model's example."""
     for name, field in model.model_fields.items():
         nested = _models_in(field.annotation)
         if field.examples is None and not nested:

@@ -1,4 +1,4 @@
-"""Refuses JSON that parsers read in different ways: a key that an object has twice, and NaN."""
+"""Refuses JSON that parsers read in different ways: a duplicate key in an object, and NaN."""
 
 import json
 from typing import Any
@@ -9,14 +9,14 @@ LONGEST_KEY = 100  # characters of a key in an error
 
 
 class _Refusal(Exception):
-    """What is wrong with the body, as a sentence."""
+    """The body is refused. The message is a sentence for the client."""
 
 
 def check(body: bytes) -> None:
-    """Raise `BadRequest` for a body that is not JSON (RFC 8259), or has an object with a key twice (section 4).
+    """Raise `BadRequest` for a body that is not JSON (RFC 8259), or has a duplicate key in an object (section 4).
 
-    Parsers differ on such a key: pydantic keeps the last value, a proxy may look at the first. This pass builds no
-    values: it takes 4 µs for a small body, under 1 ms for 240 kB.
+    Parsers differ on duplicate keys: pydantic keeps the last value, a proxy may check the first. This pass takes 4 µs
+    for a small body and under 1 ms for 240 kB, since it builds no objects.
     """
     try:
         _decoder.decode(body.decode())
@@ -36,17 +36,17 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                shown = key[:LONGEST_KEY].encode(errors="replace").decode()  # without half of a surrogate pair
-                raise _Refusal(f'The body has the key "{shown}" twice in one object.')
+                quoted = key[:LONGEST_KEY].encode(errors="replace").decode()  # replaces lone surrogates
+                raise _Refusal(f'The body has the key "{quoted}" twice in one object.')
             seen.add(key)
 
 
 def _refuse_constant(name: str) -> None:
-    """RFC 8259 section 6 has no NaN, Infinity and -Infinity. Python's decoder and pydantic take them."""
+    """Refuse NaN, Infinity and -Infinity: Python and pydantic accept them, but RFC 8259 section 6 does not."""
     raise _Refusal(f"The body is not JSON: {name} is no number.")
 
 
-# Numbers stay texts: an integer of 5,000 digits is a ValueError to int(), and costs time.
+# Numbers stay texts: int() raises ValueError at 4,301 digits, and is slow before that.
 _decoder = json.JSONDecoder(
     object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant, parse_int=str, parse_float=str
 )

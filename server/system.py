@@ -1,4 +1,4 @@
-"""The routes of any server: its name and links, the interactive page, the OpenAPI document, liveness, readiness."""
+"""The routes about the server itself: its name and links, the interactive page, the OpenAPI document, health."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from server.endpoint import contract, public
 
 system = Blueprint("system", __name__)
 
-# Scripts and styles come from this server alone. Swagger UI draws its icons from data: and shows images as blob:.
+# Only scripts and styles of this server run. Swagger UI has icons in data: addresses and shows images as blob:.
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -87,17 +87,17 @@ def readyz() -> Readiness:
 
 
 def init_app(app: Flask, about: openapi.About, links: Mapping[str, str]) -> None:
-    """Add these routes, and build the document of all routes: register the others before.
+    """Add these routes, and build the document of all routes. Register every other blueprint before.
 
-    `links` are shown at `/`, beside those to these routes. Raises RuntimeError for a route that is not described.
+    `GET /` answers `links` together with links to these routes. Raises RuntimeError as `openapi.build` does.
     """
     app.register_blueprint(system)
-    shown = {
+    all_links = {
         "documentation": "/docs",
         "openapi": "/openapi.json",
         **links,
         "health": "/healthz",
         "readiness": "/readyz",
     }
-    app.extensions["welcome"] = Welcome(name=about.title, version=about.version, links=shown)
+    app.extensions["welcome"] = Welcome(name=about.title, version=about.version, links=all_links)
     app.extensions["openapi"] = openapi.text(app, about)

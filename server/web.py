@@ -1,4 +1,4 @@
-"""What holds for every request: the headers of each answer, CORS, ids in addresses, no cookies."""
+"""Rules for every request: the headers of each answer, CORS, ids in addresses, no cookies."""
 
 from collections.abc import Callable
 
@@ -10,26 +10,27 @@ from werkzeug.routing import IntegerConverter
 
 from server.multipart import APIRequest
 
-LARGEST_ID = 999_999_999  # fits into an INTEGER column; nine digits, so that the pattern of an address says the same
+LARGEST_ID = 999_999_999  # nine digits, as in the pattern of `IdConverter`; fits into an INTEGER column
 HEADERS = {
     "Cache-Control": "no-store",  # no cache may keep a medical answer
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",  # whoever has a link to an image can open it
+    "Referrer-Policy": "no-referrer",  # the address of an image is enough to open it
     "X-Content-Type-Options": "nosniff",
 }
 EXPOSED_HEADERS = ["ETag", "Link", "Location", "Retry-After", "X-Total-Count", "X-Request-ID"]
 
 
 class IdConverter(IntegerConverter):
-    """A record's id in an address, from 1 to `LARGEST_ID`. Any other number is 404, whatever the method."""
+    """A record's id in an address, from 1 to `LARGEST_ID`. Any other number is 404, with every method."""
 
     regex = "[1-9][0-9]{0,8}"
 
 
 class NoSessions(SessionInterface):
-    """Turns Flask's sessions off: this server sets no cookie, and Flask would look for one at each request."""
+    """Turns Flask's sessions off. This server sets no cookies, so Flask need not look for its cookie."""
 
     def open_session(self, app: Flask, request: Request) -> NullSession:
+        """Return a session that cannot be written."""
         return NullSession()
 
 
@@ -40,9 +41,9 @@ def _add_headers(response: Response) -> Response:
 
 
 def _add_cors(app: Flask) -> None:
-    """Add CORS headers to answers to requests with an Origin.
+    """Add CORS headers to the answers to requests that have an Origin.
 
-    Flask-CORS works at every answer: a guarded read takes 430 µs of CPU with it and 390 µs so.
+    Flask-CORS itself works at every answer: a guarded read then takes 430 µs of CPU instead of 390 µs.
     """
     CORS(
         app,
@@ -57,11 +58,12 @@ def _add_cors(app: Flask) -> None:
 
 
 def init_app(app: Flask) -> None:
+    """Set up the application for these rules."""
     app.request_class = APIRequest
     app.session_interface = NoSessions()
     app.url_map.converters["id"] = IdConverter
     app.url_map.strict_slashes = False
-    app.url_map.merge_slashes = False  # `/docs//` would be redirected, to the host that the Host header names
+    app.url_map.merge_slashes = False  # otherwise Werkzeug redirects `/docs//` to the host in the Host header
     if proxies := app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     _add_cors(app)
