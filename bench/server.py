@@ -166,9 +166,9 @@ class Server:
 
 
 @contextmanager
-def server(**settings: str) -> Iterator[Server]:
+def server(root: Path = ROOT, **settings: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, database(folder) as url:
-        one = Server(url, folder, **settings)
+        one = Server(url, folder, root=root, **settings)
         try:
             one.start()
             yield one
