@@ -5,7 +5,7 @@
 
 Against the real server with two workers. In each round a second administrator repeats a request from four threads while
 the first one takes their rights. A win is a request that takes effect after the loss was answered. Then twenty bookings
-of one doctor at once, ten times. Exit code 1 if there is a win or an answer 5xx.
+of one doctor at once, ten times. Exit code 1 if there is a win, an answer 5xx or, on PostgreSQL, a deadlock.
 """
 
 import argparse
@@ -16,11 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+from races import deadlocks
 
-from server import Server, server
+from server import ROOT, Server, server
 
 Loss = Callable[[int, str], int]
 Write = Callable[[int, str], int]
@@ -163,9 +165,9 @@ class Clinic:
         return Counter(statuses)
 
 
-def main(rounds: int) -> int:
+def main(rounds: int, root: Path) -> int:
     faults = 0
-    with server() as at:
+    with server(root=root) as at:
         clinic = Clinic(at)
         clinic.file_report()
         for sibling in clinic.siblings():
@@ -178,14 +180,17 @@ def main(rounds: int) -> int:
             faults += wins + broken
             print(f"{sibling.name}: {wins} wins in {rounds} rounds, answers {dict(sorted(answers.items()))}")
         booked: Counter[int] = Counter()
+        before = deadlocks(at)
         for number in range(10):
             booked += clinic.book_twenty(number)
-        faults += booked.keys() != {201, 409} or booked[201] != 100
-        print(f"20 bookings of one doctor at once, 10 rounds: {dict(sorted(booked.items()))}")
+        deadly = deadlocks(at) - before  # the server tries again, so no answer tells of them
+        faults += booked.keys() != {201, 409} or booked[201] != 100 or deadly > 0
+        print(f"20 bookings of one doctor at once, 10 rounds: {dict(sorted(booked.items()))}, {deadly} deadlocks")
     return int(faults > 0)
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--rounds", type=int, default=50)
-    sys.exit(main(options.parse_args().rounds))
+    options.add_argument("--root", type=Path, default=ROOT, help="the checkout whose code is served")
+    sys.exit(main(**vars(options.parse_args())))
