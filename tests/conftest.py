@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from client import Client, migrate
-from factories import USUAL, sign_in, sign_up
+from factories import USUAL
 from flask import Flask
+from remembered import signed_in
 from sql import connections_in_use, empty_tables
 from werkzeug.serving import make_server
 
@@ -160,20 +161,17 @@ def anonymous(app: Flask) -> Client:
 
 @pytest.fixture
 def admin(app: Flask) -> Client:
-    sign_up(app, "Ada", "admin")
-    return sign_in(app, "Ada")
+    return signed_in(app, "Ada", "admin")
 
 
 @pytest.fixture
 def doctor(app: Flask, admin: Client) -> Client:
-    sign_up(app, "Dora")
-    return sign_in(app, "Dora")
+    return signed_in(app, "Dora", "doctor")
 
 
 @pytest.fixture
 def other_doctor(app: Flask, admin: Client) -> Client:
-    sign_up(app, "Otto")
-    return sign_in(app, "Otto")
+    return signed_in(app, "Otto", "doctor")
 
 
 @pytest.fixture(scope="session")
