@@ -343,11 +343,10 @@ def test_an_entry_says_neither_another_spelling_nor_another_key(rotated: Flask, 
 # --- Nobody waits for it ---
 
 
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)  # SQLite has no such lock
 def test_beside_a_vacuum_a_change_of_key_gives_up_and_nobody_waits_long(
     lived: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if lived.config["DATABASE_URL"].startswith("sqlite"):
-        pytest.skip("SQLite has no such lock")
     monkeypatch.setattr(rotation, "TRIES", 2)
     ada, waits = sign_in(lived, "Ada"), []
     with (

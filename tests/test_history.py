@@ -325,12 +325,11 @@ def test_a_changed_column_of_a_head_is_found(lived: Flask) -> None:
             assert "patient 1: " in verify(lived), change
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     "value", ["'é'", "x'ff'", "-1.5", "CAST(x'ff' AS TEXT)"], ids=["text", "bytes", "number", "no UTF-8"]
 )
 def test_sqlite_takes_any_value_in_any_column_and_it_is_found(lived: Flask, value: str) -> None:
-    if lived.config["DATABASE_URL"].startswith("postgresql"):
-        pytest.skip("PostgreSQL takes no such value")
     sql(lived, "UPDATE reports SET version = 7")  # a fault elsewhere, not to be hidden
     places = {AuditEntry: ENTRY, AuditHead: "kind = 'patient' AND record_id = 1"}
     for table, where in places.items():
@@ -549,9 +548,7 @@ def test_verifying_keeps_nobody_from_writing(lived: Flask, doctor: Client) -> No
 
 @pytest.fixture
 def vacuum(lived: Flask) -> Iterator[None]:
-    """A lock as a VACUUM of the history holds it."""
-    if lived.config["DATABASE_URL"].startswith("sqlite"):
-        pytest.skip("SQLite has no such lock")
+    """A lock as a VACUUM of the history holds it. SQLite has no such lock."""
     with lived.app_context(), lived.extensions["sqlalchemy"].engine.begin() as connection:
         connection.exec_driver_sql("LOCK TABLE audit_entries IN SHARE UPDATE EXCLUSIVE MODE")
         yield
@@ -570,6 +567,7 @@ def slowest_write_during(app: Flask, doctor: Client, *arguments: str) -> tuple[f
                 return slowest, command.result()
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("command", ["head", "verify"])
 def test_beside_a_vacuum_the_history_is_verified_and_nobody_waits(
     lived: Flask, doctor: Client, vacuum: None, command: str
@@ -579,9 +577,8 @@ def test_beside_a_vacuum_the_history_is_verified_and_nobody_waits(
     assert slowest < 1
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
 def test_a_head_is_not_told_while_a_transaction_writes_for_long(lived: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    if lived.config["DATABASE_URL"].startswith("sqlite"):
-        pytest.skip("on SQLite one transaction writes at a time")
     monkeypatch.setattr(verification, "LONGEST_WAIT", 0.3)
     with lived.app_context(), lived.extensions["sqlalchemy"].engine.begin() as writer:
         writer.exec_driver_sql("UPDATE patients SET phone_number = '0712'")
