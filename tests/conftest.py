@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from client import Client, migrate
 from factories import USUAL
 from flask import Flask
 from remembered import signed_in
-from sql import connections_in_use, empty_tables
+from sql import connections_in_use, dispose, empty_tables
 from werkzeug.serving import make_server
 
 from app import create_app
 from testing.cloudinary_double import CloudinaryDouble
+from testing.postgresql import copy_database, postgresql_server, run_sql
 from testing.postgresql import empty_database as empty_database_at
-from testing.postgresql import postgresql_server, run_sql
 
 ENGINES = ("sqlite", "postgresql")
 
@@ -61,6 +62,7 @@ def postgresql() -> Iterator[str]:
     with own_server() as server, empty_database_at(server, f"hosi_test_{os.getpid()}") as url:
         run_sql(url, f"ALTER DATABASE hosi_test_{os.getpid()} SET synchronous_commit = off")  # three times as fast
         yield url
+        run_sql(url, f"DROP DATABASE IF EXISTS hosi_test_{os.getpid()}_template")
 
 
 @pytest.fixture(scope="session")
@@ -104,8 +106,7 @@ def make_app(database_url: str, quick_folder: Path) -> Iterator[Callable[..., Fl
 
     def let_go(apps: list[Flask]) -> None:
         for app in apps:
-            with app.app_context():
-                app.extensions["sqlalchemy"].engine.dispose()
+            dispose(app)
 
     def make(**settings: Any) -> Flask:
         let_go(made[1:])  # an idle application keeps its connections, and PostgreSQL has a hundred
@@ -130,8 +131,36 @@ def bare_app(empty_database: str, own_folder: Path) -> Iterator[Flask]:
     """An application on a database of its own, in which there is nothing yet, no schema either."""
     app = create_app({**USUAL, "DATABASE_URL": empty_database, "INSTANCE_PATH": own_folder / "instance"})
     yield app
-    with app.app_context():
-        app.extensions["sqlalchemy"].engine.dispose()
+    dispose(app)
+
+
+@pytest.fixture(scope="session")
+def templates() -> set[str]:
+    """The engines on which a database that the migrations made is there to be copied."""
+    return set()
+
+
+@pytest.fixture
+def own_app(
+    bare_app: Flask, empty_database: str, templates: set[str], quick_folder: Path, request: pytest.FixtureRequest
+) -> Flask:
+    """An application on a database of its own with the whole schema. The migrations run once for each engine."""
+    engine, _, path = empty_database.partition(":///")
+    if engine == "sqlite":
+        template = str(quick_folder / "template.db")
+        copy: Callable[[str, str], object] = shutil.copy
+    else:
+        server = str(request.getfixturevalue("postgresql"))
+        engine, path = "postgresql", empty_database.partition("?")[0].rpartition("/")[2]
+        template, copy = path.replace("_own", "_template"), partial(copy_database, server)
+    if engine in templates:
+        copy(template, path)
+    else:
+        migrate(bare_app, "upgrade")
+        dispose(bare_app)
+        copy(path, template)
+        templates.add(engine)
+    return bare_app
 
 
 @pytest.fixture

@@ -62,3 +62,9 @@ def empty_tables(app: Flask) -> None:
 def connections_in_use(app: Flask) -> int:
     with app.app_context():
         return int(app.extensions["sqlalchemy"].engine.pool.checkedout())
+
+
+def dispose(app: Flask) -> None:
+    """Closes the application's connections to the database."""
+    with app.app_context():
+        app.extensions["sqlalchemy"].engine.dispose()

@@ -209,11 +209,10 @@ def test_an_earlier_release_goes_on_writing_beside_this_one(landed: Flask) -> No
 
 
 @pytest.fixture
-def lived(bare_app: Flask) -> Flask:
-    migrate(bare_app, "upgrade")
-    sign_up(bare_app, "Ada", "admin")
-    make_patient(sign_in(bare_app, "Ada"))
-    return bare_app
+def lived(own_app: Flask) -> Flask:
+    sign_up(own_app, "Ada", "admin")
+    make_patient(sign_in(own_app, "Ada"))
+    return own_app
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from client import Client, assert_refused, migrate, run_cli
+from client import Client, assert_refused, run_cli
 from factories import USUAL, MakeApp, make_patient, sign_in, sign_up
 from flask import Flask
 from flask_jwt_extended import create_access_token
@@ -112,10 +112,9 @@ def make_clinic(tmp_path: Path) -> Iterator[MakeApp]:
 
 
 @pytest.fixture
-def ada(bare_app: Flask) -> Client:
-    migrate(bare_app, "upgrade")
-    sign_up(bare_app, "Ada", "admin")
-    return sign_in(bare_app, "Ada")
+def ada(own_app: Flask) -> Client:
+    sign_up(own_app, "Ada", "admin")
+    return sign_in(own_app, "Ada")
 
 
 def rename(app: Flask, old: str, new: str) -> None:

@@ -313,15 +313,14 @@ def with_one_more(folder: Path, *steps: str) -> str:
 
 
 @pytest.fixture
-def used_app(bare_app: Flask) -> Flask:
+def used_app(own_app: Flask) -> Flask:
     """A clinic with a patient, who has an appointment."""
-    migrate(bare_app, "upgrade")
-    sign_up(bare_app, "Ada", "admin")
-    ada = sign_in(bare_app, "Ada")
+    sign_up(own_app, "Ada", "admin")
+    ada = sign_in(own_app, "Ada")
     patient = make_patient(ada)
     booking = {"patient_id": patient["id"], "appointment_datetime": "2030-01-01T10:00"}
     assert ada.post("/appointment", booking).status_code == 201
-    return bare_app
+    return own_app
 
 
 def test_a_table_is_made_anew_without_losing_the_rows_that_refer_to_it(used_app: Flask, tmp_path: Path) -> None:

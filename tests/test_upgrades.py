@@ -103,10 +103,9 @@ def revision_of(app: Flask) -> str:
 
 
 @pytest.fixture
-def ada(bare_app: Flask) -> Client:
-    migrate(bare_app, "upgrade")
-    sign_up(bare_app, "Ada", "admin")
-    return sign_in(bare_app, "Ada")
+def ada(own_app: Flask) -> Client:
+    sign_up(own_app, "Ada", "admin")
+    return sign_in(own_app, "Ada")
 
 
 def add_patients(app: Flask, number: int) -> None:
