@@ -19,6 +19,7 @@ from sql import connections_in_use, dispose, empty_tables
 from werkzeug.serving import make_server
 
 from app import create_app
+from server.limits import limiter
 from testing.cloudinary_double import CloudinaryDouble
 from testing.postgresql import copy_database, postgresql_server, run_sql
 from testing.postgresql import empty_database as empty_database_at
@@ -165,6 +166,7 @@ def own_app(
 
 @pytest.fixture
 def app(migrated: Flask) -> Iterator[Flask]:
+    limiter.enabled = migrated.config["RATELIMIT_ENABLED"]  # one limiter serves all applications: the last one set it
     empty_tables(migrated)
     shutil.rmtree(Path(migrated.config["INSTANCE_PATH"]) / "images", ignore_errors=True)
     yield migrated
