@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from flask import Flask
@@ -169,19 +170,27 @@ def _standard(schema: Any) -> Any:
     return {words.get(name, name): _standard(part) for name, part in schema.items() if name != "examples"}
 
 
+@lru_cache(maxsize=1)
+def _schemas(inputs: tuple[Any, ...], answers: tuple[Any, ...]) -> tuple[Mapping[Any, JSON], Mapping[str, JSON]]:
+    """Return the schemas by model, and their definitions by name.
+
+    The applications of a process have the same models. Without the cache this is half of `create_app()`.
+    """
+    adapters: list[Any] = [(model, "validation", TypeAdapter(model)) for model in inputs]
+    adapters += [(str(answer), "serialization", TypeAdapter(answer)) for answer in answers]
+    found, rest = TypeAdapter.json_schemas(
+        adapters, ref_template="#/components/schemas/{model}", schema_generator=_Generator
+    )
+    return found, rest.get("$defs", {})
+
+
 class Models:
     """The JSON schema of each model: a reference into `definitions`, or a list of references."""
 
     def __init__(self, routes: list[Route]) -> None:
         inputs = [model for route in routes for model in route.contract.inputs.values()]
         answers = [route.contract.answer for route in routes if route.is_json]
-        adapters: list[Any] = [(model, "validation", TypeAdapter(model)) for model in inputs]
-        adapters += [(str(answer), "serialization", TypeAdapter(answer)) for answer in answers]
-        found, rest = TypeAdapter.json_schemas(
-            adapters, ref_template="#/components/schemas/{model}", schema_generator=_Generator
-        )
-        self._found: Mapping[Any, JSON] = found
-        self._generated: dict[str, JSON] = rest.get("$defs", {})
+        self._found, self._generated = _schemas(tuple(inputs), tuple(answers))
         self.definitions: dict[str, JSON] = {
             name: {**_standard(schema), "examples": [self._example(schema)]}
             for name, schema in sorted(self._generated.items())
