@@ -866,7 +866,7 @@ Child = TypeVar("Child", bound=ClinicalRecord)
 
 
 def save(record: Kind, leaving: Collection[int] = ()) -> Kind:
-    """Flush the record, so that it has its id and version, and return it. The caller commits.
+    """Flush the record, so that it has its id and version, and return it. Commits nothing.
 
     Rolls back and raises `Conflict` when a slot is taken. The error names the appointment in the way, but never an
     appointment in `leaving`: these ids leave their slots in this transaction.

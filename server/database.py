@@ -280,7 +280,7 @@ def _end_outage(connection: Any, _record: Any) -> None:
 
 
 def reader() -> Connection:
-    """Return a connection for one short read, outside of the session's transaction. The caller closes it."""
+    """Return a connection for one short read, outside of the session's transaction. Close it after use."""
     return db.engine.connect().execution_options(reading=True)
 
 

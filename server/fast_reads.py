@@ -89,7 +89,7 @@ def stop(_: object = None) -> None:
 
 
 def streaming(batch: int) -> Connection:
-    """Return a connection for a stream of `batch` rows at a time. The caller closes it.
+    """Return a connection for a stream of `batch` rows at a time. Close it after use.
 
     It stays open after the context of the request ends: the rows are still to be sent.
     """

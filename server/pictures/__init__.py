@@ -1,7 +1,7 @@
-"""Pictures from cameras, scanners and phones: checked by content, freed of metadata.
+"""Checks pictures from cameras, scanners and phones by their content, and removes their metadata.
 
-JPEG, PNG, WebP and GIF are cleaned byte by byte, so that no pixel changes. Browsers do not show TIFF and BMP:
-these become PNG where PNG can hold them without loss.
+JPEG, PNG, WebP and GIF are copied without their metadata, so no pixel changes. Browsers do not show TIFF and BMP: these
+become PNG, or are refused if a PNG would lose something.
 """
 
 import io
@@ -23,7 +23,7 @@ __all__ = ["Picture", "UnfitPicture", "check"]
 # `refuse_bomb` precedes every decoding. Pillow's own limit would warn, and threads cannot safely catch warnings.
 Image.MAX_IMAGE_PIXELS = None
 
-# The first bytes of a file alone decide its format. BigTIFF, for more than 4 GB, is left out.
+# Only the first bytes of a file decide its format. BigTIFF, for files over 4 GB, is not among the formats.
 _SIGNATURES = {
     "jpeg": re.compile(rb"\xff\xd8\xff"),
     "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -36,14 +36,14 @@ _CLEANERS = {"jpeg": jpeg.clean, "png": png.clean, "webp": webp.clean, "gif": gi
 _OPENERS = {"tiff": tiff.open_picture, "bmp": bmp.open_picture}
 _LOADERS = {"tiff": tiff.load, "bmp": bmp.load}
 
-_File = IO[bytes]  # within Picture, `bytes` is a field
+_File = IO[bytes]  # inside the class, `bytes` is a field
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A checked, cleaned picture. Its bytes lie in a temporary file, not in memory."""
 
-    file: _File  # positioned at 0; has no name and vanishes when closed
+    file: _File  # positioned at 0; closing it deletes it
     format: str  # "jpeg" | "png" | "webp" | "gif"
     width: int  # pixels, upright: as a browser shows the picture
     height: int
@@ -51,14 +51,15 @@ class Picture:
     sha256: str  # hex, of the cleaned bytes
 
     def close(self) -> None:
+        """Delete the temporary file."""
         self.file.close()
 
 
 def check(file: IO[bytes]) -> Picture:
-    """Return the picture in `file`, whole and freed of metadata, for the caller to close.
+    """Return the picture in `file` without its metadata. Close it after use.
 
-    Reads `file` at once from its start, and leaves it open and rewound; the caller limits its size.
-    Raises UnfitPicture if the format is unknown, or the picture is damaged, too large, or too rich for a PNG.
+    Reads all of `file` into memory: check its size before. Leaves `file` open and rewound.
+    Raises UnfitPicture if the format is unknown, the picture is damaged or too large, or a PNG cannot hold it.
     """
     file.seek(0)
     source = file.read()
@@ -97,7 +98,7 @@ def _clean(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int, int, 
 
 
 def _decode(file: IO[bytes], format: str, frames: int) -> None:
-    """Decode every frame, only to see that it can be done."""
+    """Decode every frame. Raises if that fails: the picture is damaged."""
     file.seek(0)
     if format == "jpeg":
         jpeg.decode(file)
@@ -109,7 +110,7 @@ def _decode(file: IO[bytes], format: str, frames: int) -> None:
 
 
 def _convert(source: bytes, format: str, file: IO[bytes]) -> tuple[int, int]:
-    """Write a TIFF or BMP as PNG, upright, with its colour profile alone; return width and height."""
+    """Write a TIFF or BMP as an upright PNG with its colour profile; return width and height."""
     with refuse_any_failure():
         image, profile = _OPENERS[format](source)
     with turn(image.width * image.height * CONVERSION):

@@ -1,4 +1,4 @@
-"""BMP: decoded, unless Pillow decodes it slowly or wrongly (wingdi.h)."""
+"""Opens and decodes BMP, and refuses kinds that Pillow decodes slowly or wrongly. wingdi.h defines the headers."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ from PIL import Image
 
 from server.pictures.refusals import RARE_KIND, UnfitPicture, refuse_bomb
 
-# Sizes of the headers, which tell them apart.
+# The size of a header tells its kind.
 BITMAPCOREHEADER = 12
 BITMAPV5HEADER = 124
 
@@ -15,12 +15,12 @@ BI_RLE8, BI_RLE4 = 1, 2  # compressions
 PROFILE_EMBEDDED = b"DEBM"  # of bV5CSType; "MBED", little-endian
 
 _HEADER_AT = 14
-_MAX_RLE_PIXELS = 5_000_000  # Pillow decodes run lengths in Python: a second or less
+_MAX_RLE_PIXELS = 5_000_000  # Pillow decodes run lengths in Python; this many take up to a second
 _GREY_BITS = {"1": 1, "L": 8}  # by Pillow's mode
 
 
 def open_picture(source: bytes) -> tuple[Image.Image, bytes]:
-    """Return the picture, to be loaded, and its colour profile as it is found; nothing if there is none."""
+    """Return the picture, not decoded yet, and its colour profile, unchecked; b"" if it has no profile."""
     image = Image.open(io.BytesIO(source), formats=["bmp"])
     refuse_bomb(*image.size)
     _refuse_slow_or_wrong(image, source)
@@ -33,7 +33,7 @@ def load(image: Image.Image, source: bytes) -> None:
 
 
 def _refuse_slow_or_wrong(image: Image.Image, source: bytes) -> None:
-    """Pillow misreads a grey palette that does not use all bits of a pixel."""
+    """Refuse a large run-length BMP, and a grey palette that does not use all bits of a pixel: Pillow misreads it."""
     core = source[_HEADER_AT] == BITMAPCOREHEADER
     (bits,) = struct.unpack_from("<H", source, _HEADER_AT + (10 if core else 14))
     run_lengths = image.info["compression"] in (BI_RLE8, BI_RLE4)

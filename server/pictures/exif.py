@@ -1,4 +1,4 @@
-"""The orientation in Exif data: the only entry we keep (CIPA DC-008)."""
+"""Reads and writes the orientation, the only entry of Exif data that we keep (CIPA DC-008)."""
 
 import struct
 
@@ -9,7 +9,7 @@ _SHORT = 3  # the type of a number of 16 bits
 
 
 def read_orientation(exif: bytes) -> int:
-    """Return the orientation, 1 to 8; 1 (upright) where it is missing or the Exif data is broken.
+    """Return the orientation, 1 to 8. It is 1 (upright) if there is none, or if the Exif data is broken.
 
     The orientation is the SHORT 0x0112 in the first directory of a TIFF.
     """
@@ -28,7 +28,7 @@ def read_orientation(exif: bytes) -> int:
 
 
 def write_exif(orientation: int) -> bytes:
-    """Return Exif data with the orientation alone; nothing for an upright picture."""
+    """Return Exif data with nothing but the orientation; b"" for an upright picture."""
     if orientation == UPRIGHT:
         return b""
     directory = struct.pack(">HHHIHHI", 1, _ORIENTATION, _SHORT, 1, orientation, 0, 0)
@@ -36,5 +36,5 @@ def write_exif(orientation: int) -> bytes:
 
 
 def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    """Return width and height as a browser shows the picture: orientations 5 to 8 lie on their side."""
+    """Return width and height as a browser shows the picture: it turns orientations 5 to 8 by a quarter."""
     return (height, width) if orientation >= 5 else (width, height)

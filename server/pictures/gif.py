@@ -1,4 +1,4 @@
-"""GIF: keeps images, their graphic controls, the loop and the colour profile (GIF89a)."""
+"""Cleans GIF (GIF89a): keeps the images, their graphic controls, the loop and the colour profile."""
 
 import struct
 
@@ -11,7 +11,7 @@ _EXTENSION = b"!"
 _TRAILER = b";"
 _GRAPHIC_CONTROL = b"\xf9"
 _APPLICATION = b"\xff"
-_LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")  # two names of the same extension
+_LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")  # two names of the loop extension
 _ICC = b"ICCRGBG1012"
 
 
@@ -48,7 +48,7 @@ class _GifCleaner:
         return CleanedPicture(self._cleaned, self._width, self._height, self._frames, cost)
 
     def _read_image_header(self) -> None:
-        """Read up to the compressed pixels; a GIF is as large as its screen or its first frame."""
+        """Read up to the compressed pixels. A first frame that is larger than the screen enlarges the picture."""
         x, y, width, height, flags = struct.unpack("<HHHHB", self._reader.read(9))
         self._reader.read(_colour_table_size(flags))
         self._reader.read(1)  # the size of the first LZW code
@@ -64,7 +64,7 @@ class _GifCleaner:
         return blocks
 
     def _clean_extension(self) -> bytes:
-        """Return the extension as we keep it; nothing for comments, plain text and unknown applications."""
+        """Return the extension without surplus blocks; b"" for comments, plain text and unknown applications."""
         label = self._reader.read(1)
         blocks = self._read_blocks()
         if label == _GRAPHIC_CONTROL:

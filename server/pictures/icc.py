@@ -1,4 +1,4 @@
-"""ICC profiles: a picture keeps its profile if it is real (ICC.1:2022, section 7.2)."""
+"""Tells real ICC profiles, which a picture keeps, from other bytes in their place (ICC.1:2022, section 7.2)."""
 
 HEADER_SIZE = 128
 _MIN_SIZE = HEADER_SIZE + 4  # with the count of tags
@@ -8,16 +8,16 @@ _SIGNATURE = b"acsp"
 
 
 def declared_size(header: bytes) -> int:
-    """Return the size in bytes that a profile's header declares; 0 if the bytes begin no profile."""
+    """Return the size in bytes that a profile's header declares; 0 if it is not the header of a profile."""
     size = int.from_bytes(header[:4])
     signature = header[_SIGNATURE_AT : _SIGNATURE_AT + len(_SIGNATURE)]
     return size if signature == _SIGNATURE and _MIN_SIZE <= size <= MAX_SIZE else 0
 
 
 def real_profile(content: bytes) -> bytes:
-    """Return the profile, cut to its declared size; nothing if the bytes are no whole profile.
+    """Return the profile, cut to its declared size; b"" if the bytes are not a complete profile.
 
-    Text can pretend to be a profile, or follow it. Without this check such text would survive the cleaning.
+    Text can stand in place of a profile, or after it. Without this check the text would survive the cleaning.
     """
     size = declared_size(content)
     return content[:size] if size <= len(content) else b""

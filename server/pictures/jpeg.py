@@ -1,4 +1,4 @@
-"""JPEG: keeps the data for decoding, the orientation and the colour profile; refuses incomplete data.
+"""Cleans JPEG: keeps the data for decoding, the orientation and the colour profile, and refuses incomplete data.
 
 ITU-T T.81 (annex B) defines the segments, T.871 JFIF, ICC.1 (B.4) the profile.
 """
@@ -35,18 +35,18 @@ _THUMBNAIL_AT = 12  # in JFIF: its width and height, then its pixels
 _ADOBE = b"Adobe"
 _ADOBE_SIZE = 12  # T.872, 6.5.3: name, version, two flags, colour transform
 _ICC = b"ICC_PROFILE\0"
-_ICC_CHUNK_AT = len(_ICC) + 2  # behind the number of the chunk and the count of chunks
+_ICC_CHUNK_AT = len(_ICC) + 2  # after the number of the chunk and the count of chunks
 _ICC_CHUNK_SIZE = 65_533 - _ICC_CHUNK_AT
 
 _BLOCK = 64  # coefficients
-_NOT_SENT = 0xFF  # more than any bit position in a scan header
+_NOT_SENT = 0xFF  # greater than every bit position in a scan header
 _SEQUENTIAL = bytes((0, _BLOCK - 1, 0))  # Ss, Se, Ah and Al of a sequential scan: all coefficients, all bits
 
 _PADDING = re.compile(rf"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x{EOI:02x}")
-_MAX_PADDING = 16  # bytes; some cameras fill the last words
+_MAX_PADDING = 16  # bytes; some cameras pad the data to whole words
 _FILLER = re.compile(rb"\0+|(?:\xff\0)+")  # bits of 0, or bits of 1 with a stuffed 00 behind each FF
 
-# Each scan is a pass over the whole picture, of 0.7 ns a pixel at least. Encoders write about ten.
+# Each scan is a pass over the whole picture, which takes at least 0.7 ns a pixel. Encoders write about ten scans.
 _MAX_SCANS = 100
 _MAX_SCANNED_PIXELS = 1_000_000_000  # scans times pixels: 20 scans of 50 megapixels
 
@@ -55,16 +55,16 @@ _END_OF_SCAN = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
 
 
 def clean(source: bytes, picture_pixels: int = 0) -> CleanedPicture:
-    """Return the JPEG without metadata. The bytes behind EOI are cut.
+    """Return the JPEG without metadata. The bytes after EOI are cut.
 
-    There lie the further pictures of CIPA DC-007 (MPF) and the video of a motion photo. For a strip or tile of a
-    larger picture, `picture_pixels` is the size of that picture: it limits the scans.
+    Further pictures (CIPA DC-007, MPF) and the video of a motion photo stand after EOI. If the JPEG is a strip or tile
+    of a TIFF, `picture_pixels` is the size of the whole picture: it limits the number of scans.
     """
     return _JpegCleaner(source, picture_pixels).clean()
 
 
 def decode(file: IO[bytes]) -> None:
-    """Decode a cleaned JPEG, only to see that it is complete; cut padding before EOI."""
+    """Decode a cleaned JPEG and cut its padding before EOI. Raises if data is missing."""
     content = file.read()
     if padding := count_padding(content):
         file.truncate(len(content) - 2 - padding)
@@ -75,8 +75,8 @@ def decode(file: IO[bytes]) -> None:
 def count_padding(content: bytes) -> int:
     """Return how many bytes of padding precede EOI in a cleaned JPEG.
 
-    Decodes the JPEG, and refuses missing, surplus or wrong data. libjpeg only warns at these, and Pillow hides the
-    warnings: it would show grey.
+    Decodes the JPEG. Raises ValueError for missing, surplus or wrong data: libjpeg only warns, and Pillow hides the
+    warnings and shows grey. Raises UnfitPicture for a rare kind.
     """
     try:
         _decode_strictly(content)
@@ -91,14 +91,14 @@ def count_padding(content: bytes) -> int:
 
 
 def _decode_strictly(content: bytes) -> None:
-    """Decode an eighth of width and height: reads all data, makes few pixels. Raises ValueError at any warning."""
-    import simplejpeg  # loads numpy, 0.15 s and 14 MB: not before the first JPEG
+    """Decode to an eighth of width and height: reads all data, makes few pixels. Raises ValueError at any warning."""
+    import simplejpeg  # at the first JPEG, since it loads numpy: 0.15 s and 14 MB
 
     colours = "CMYK" if _count_components(content) == 4 else "GRAY"
     try:
         simplejpeg.decode_jpeg(content, colours, min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
-        if "subsampling" in str(error):  # such as 4:1:0, which TurboJPEG does not know
+        if "subsampling" in str(error):  # TurboJPEG does not know 4:1:0, for example
             raise UnfitPicture(RARE_KIND.format("JPEG")) from error
         raise
 
@@ -132,7 +132,7 @@ class _JpegCleaner:
                 self._read_application(marker, payload)
             elif marker in _KEPT:
                 self._cleaned += self._read_segment(marker, payload)
-            else:  # lossless, hierarchical and arithmetic coding, which browsers do not show
+            else:  # browsers do not show lossless, hierarchical and arithmetic coding
                 raise UnfitPicture(RARE_KIND.format("JPEG") if SOF0 <= marker <= SOF15 else DAMAGED)
         return self._finish()
 
@@ -144,7 +144,7 @@ class _JpegCleaner:
         return marker
 
     def _read_application(self, marker: int, payload: bytes) -> None:
-        """Note the segments that `_finish` writes. Decoders read Adobe and ICC segments before the first scan only."""
+        """Note the segment if `_finish` writes it. Decoders ignore Adobe and ICC segments after the first scan."""
         if marker == APP0 and payload.startswith(_JFIF):
             behind_version = len(_JFIF) + 1
             self._jfif = (_JFIF + _JFIF_VERSION + payload[behind_version:_THUMBNAIL_AT]).ljust(_JFIF_SIZE, b"\0")
@@ -156,7 +156,7 @@ class _JpegCleaner:
             self._icc_chunks.append(payload)
 
     def _read_segment(self, marker: int, payload: bytes) -> bytes:
-        """Return the segment as we keep it, with the entropy-coded data of a scan."""
+        """Return the cleaned segment. With a scan header comes the entropy-coded data of the scan."""
         if marker in _FRAME_HEADERS:
             if self._frame:
                 raise UnfitPicture(DAMAGED)
@@ -197,7 +197,7 @@ class _JpegCleaner:
 class _Frame:
     """A frame header, and the coefficients that its scans have sent so far (T.81, B.2.2 and G.1.1.1).
 
-    A progressive JPEG that is cut between two scans is well-formed, but lacks bits or coefficients.
+    They reveal a progressive JPEG that was cut between two scans: its form is right, but bits or coefficients lack.
     """
 
     def __init__(self, header: bytes, *, progressive: bool) -> None:
@@ -208,23 +208,25 @@ class _Frame:
         self._lowest_bits = [[_NOT_SENT] * _BLOCK for _ in range(components)]
 
     def read_scan(self, header: bytes) -> bytes:
-        """Note the coefficients of a scan; return its header as we keep it."""
+        """Note the coefficients that a scan sends; return its header, corrected if the JPEG is sequential."""
         selectors = header[1 : 1 + 2 * header[0] : 2]
         first, last, bits = header[-3:] if self.progressive else _SEQUENTIAL
         components: set[int] = set()
-        for selector in selectors:  # encoders exist that give several components the same identifier
+        for selector in selectors:  # some encoders give several components the same identifier
             same = {index for index, identifier in enumerate(self._identifiers) if identifier == selector}
             components.add(min(same - components))
         for component in components:
             self._lowest_bits[component][first : last + 1] = [bits & 0x0F] * (last + 1 - first)
-        return header[:-3] + bytes((first, last, bits))  # decoders ignore wrong values in a sequential JPEG
+        # Decoders ignore the last three values in a sequential JPEG, so text could hide there.
+        return header[:-3] + bytes((first, last, bits))
 
     def is_complete(self) -> bool:
+        """Return whether every bit of every coefficient has arrived."""
         return all(lowest_bits == [0] * _BLOCK for lowest_bits in self._lowest_bits)
 
 
 def _join_icc(chunks: list[bytes]) -> bytes:
-    """Return the profile; nothing if a chunk is missing, comes twice or is miscounted (ICC.1, B.4)."""
+    """Return the profile; b"" if a chunk is missing, repeated or miscounted (ICC.1, B.4)."""
     numbered = {chunk[len(_ICC) : _ICC_CHUNK_AT]: chunk[_ICC_CHUNK_AT:] for chunk in chunks}
     expected = [bytes((number, len(chunks))) for number in range(1, len(chunks) + 1)] if len(chunks) < 256 else []
     return real_profile(b"".join(numbered[key] for key in expected)) if sorted(numbered) == expected else b""

@@ -1,4 +1,4 @@
-"""A reader for files made of segments, chunks or blocks, and the result of cleaning such a file."""
+"""Reads picture files, which consist of segments, chunks or blocks, and holds the result of cleaning them."""
 
 import struct
 from typing import NamedTuple
@@ -15,11 +15,11 @@ class CleanedPicture(NamedTuple):
     width: int
     height: int
     frames: int
-    cost: float  # of decoding, in pixels of a PNG
+    cost: float  # of decoding; unit: a pixel of a PNG
 
 
 class PartReader:
-    """Reads a file part by part. Refuses a file that ends early or has too many parts."""
+    """Reads a file part by part. Raises UnfitPicture for a file that ends early or has too many parts."""
 
     def __init__(self, source: bytes) -> None:
         self.source = source
@@ -35,7 +35,7 @@ class PartReader:
         return self.source[start : self.position]
 
     def read_number(self, layout: str) -> int:
-        """Return the next number, in a layout of the struct module."""
+        """Return the next number. `layout` is a format of the struct module."""
         (number,) = struct.unpack(layout, self.read(struct.calcsize(layout)))
         return int(number)
 

@@ -1,4 +1,4 @@
-"""PNG, still or animated: keeps the chunks that make the pixels and their colours (W3C PNG, third edition)."""
+"""Cleans PNG, still or animated: keeps the chunks for pixels and colours (W3C PNG, third edition)."""
 
 import struct
 import zlib
@@ -14,7 +14,7 @@ from server.pictures.refusals import DAMAGED, UnfitPicture, refuse_bomb
 _KEPT = frozenset(b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD pHYs cICP mDCV cLLI acTL fcTL fdAT".split())
 _REPEATED = frozenset((b"IDAT", b"fcTL", b"fdAT"))
 
-# The sizes of chunks that are not pixels. Decoders ignore surplus bytes: text could hide there.
+# The sizes of chunks without pixels. Decoders ignore surplus bytes, so text could hide there.
 _SIZES: dict[bytes, Container[int]] = {
     b"PLTE": range(3, 769, 3),
     b"IEND": (0,),
@@ -31,9 +31,10 @@ _SIZES: dict[bytes, Container[int]] = {
     b"mDCV": (24,),
     b"cLLI": (8,),
 }
-_NEEDED = frozenset((b"PLTE", b"IEND", b"tRNS", b"acTL", b"fcTL"))  # without them the pixels change
+# Without one of these the pixels change, so a wrong size is damage. Other chunks of a wrong size are left out.
+_NEEDED = frozenset((b"PLTE", b"IEND", b"tRNS", b"acTL", b"fcTL"))
 
-# Pillow refuses profiles over 1 MB by this limit. Text, which it limits too, is gone before Pillow decodes.
+# Pillow applies this limit, 1 MB by default, to profiles as well as text. No text is left when Pillow decodes.
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_SIZE
 
 _SIGNATURE_SIZE = 8
@@ -61,7 +62,7 @@ class _PngCleaner:
         self._exif = b""
         self._announced_frames = 0
         self._frames = 0
-        self._still = 0  # 1 where a picture that is no frame is shown by viewers without animation
+        self._still = 0  # 1 if the first picture is not a frame of the animation: only still viewers show it
         self._seen: set[bytes] = set()
         self._pixels = _PixelCounter(0, 0, self._coding)
 
@@ -85,7 +86,7 @@ class _PngCleaner:
         return kind, chunk[4:]
 
     def _note(self, kind: bytes, payload: bytes) -> None:
-        """Take note of sizes and frames, and count the pixel data."""
+        """Note the orientation and the frames, and count the pixel data."""
         match kind:
             case b"eXIf":
                 self._exif = payload
@@ -98,7 +99,7 @@ class _PngCleaner:
                     self._begin_first_picture()
                 self._pixels.inflate(payload)
             case b"fdAT":
-                self._pixels.inflate(payload[4:])  # behind the sequence number
+                self._pixels.inflate(payload[4:])  # after the sequence number
 
     def _begin_frame(self, width: int, height: int) -> None:
         self._frames += 1
@@ -129,7 +130,7 @@ class _PngCleaner:
 
 
 class _PixelCounter:
-    """Counts the pixel data of one picture while it inflates. Pillow would show missing pixels as black."""
+    """Counts the pixel data of a picture or frame as it inflates. Pillow would show missing pixels as black."""
 
     def __init__(self, width: int, height: int, coding: list[int]) -> None:
         depth, colour_type, _, _, interlaced = coding
@@ -141,11 +142,13 @@ class _PixelCounter:
         self._inflater = zlib.decompressobj()
 
     def inflate(self, compressed: bytes) -> None:
+        """Inflate the next piece of the data, and count its bytes."""
         for start in range(0, len(compressed), 1024):  # 1024 bytes inflate to 1 MB at most
             if self._missing > 0:
                 self._missing -= len(self._inflater.decompress(compressed[start : start + 1024]))
 
     def refuse_if_short(self) -> None:
+        """Raise UnfitPicture if bytes of the picture are missing."""
         if self._missing > 0:
             raise UnfitPicture(DAMAGED)
 
@@ -158,9 +161,9 @@ def _has_right_size(kind: bytes, payload: bytes) -> bool:
 
 
 def _clean_profile(payload: bytes) -> bytes:
-    """Return the chunk iCCP with a fixed name and the profile alone; nothing if the profile is not real.
+    """Return the chunk iCCP with a fixed name and the profile; b"" if the profile is not real.
 
-    Inflates no more than the profile's declared size, so a decompression bomb costs nothing.
+    Inflates at most one byte more than the declared size of the profile, so a decompression bomb is harmless.
     """
     _, _, compressed = payload.partition(b"\0")
     method, compressed = compressed[:1], compressed[1:]

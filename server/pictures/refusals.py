@@ -1,4 +1,4 @@
-"""The reasons to refuse a picture: limits, and a sentence for each."""
+"""The reasons to refuse a picture: the limits, and a sentence for each reason."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +25,14 @@ LOSSY_AS_PNG = (
 
 
 class UnfitPicture(ValueError):
-    """A refused picture. The message is one plain sentence for a person and names no path."""
+    """The picture is refused. The message is a sentence for the person who sent it."""
 
 
 @contextmanager
 def refuse_any_failure() -> Iterator[None]:
     """Turn every exception into `UnfitPicture(DAMAGED)`.
 
-    Only for code that parses bytes: Pillow and struct raise a dozen kinds of exception for malformed files.
+    Use it only around code that parses bytes: Pillow and struct raise a dozen kinds of exception for malformed files.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def refuse_any_failure() -> Iterator[None]:
 
 
 def refuse_bomb(width: int, height: int, frames: int = 1) -> None:
-    """Refuse too many pixels or frames by the sizes in the headers, before anything is decoded."""
+    """Raise UnfitPicture for too many pixels or frames. Call it with the sizes of the headers, before decoding."""
     if frames > MAX_FRAMES:
         raise UnfitPicture(TOO_MANY_FRAMES)
     if width * height * frames > MAX_PIXELS:

@@ -1,4 +1,4 @@
-"""TIFF: decoded, unless a PNG would lose something of it (TIFF 6.0)."""
+"""Opens and decodes TIFF (TIFF 6.0), and refuses a TIFF that a PNG cannot hold without loss."""
 
 import io
 import struct
@@ -39,14 +39,14 @@ UNASSOCIATED_ALPHA = 2  # of EXTRA_SAMPLES
 UNSIGNED = 1  # of SAMPLE_FORMAT
 
 _BYTE_TYPES = (1, 2, 7)  # BYTE, ASCII, UNDEFINED
-_MAX_VALUES = 100_000  # in one tag: Pillow makes several objects of each strip's offset
-_MAX_JPEG_PARTS = 10_000  # strips or tiles: each takes some 0.1 ms
+_MAX_VALUES = 100_000  # of a tag: Pillow makes several objects for the offset of each strip
+_MAX_JPEG_PARTS = 10_000  # strips or tiles; each takes some 0.1 ms
 _MAX_JPEG_TABLES = 4_096  # bytes; all tables that a JPEG can use take 1,700
 _LOSSLESS_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
 def open_picture(source: bytes) -> tuple[Image.Image, bytes]:
-    """Return the picture, to be loaded, and its colour profile as it is found; nothing if there is none."""
+    """Return the picture, not decoded yet, and its colour profile, unchecked; b"" if it has no profile."""
     _refuse_many_values(source)
     image = Image.open(io.BytesIO(source), formats=["tiff"])
     assert isinstance(image, TiffImageFile)  # noqa: S101
@@ -64,7 +64,7 @@ def load(image: Image.Image, source: bytes) -> None:
 
 
 def _refuse_many_values(source: bytes) -> None:
-    """Refuse a tag with too many numbers. Section 2: an entry is tag, type, count, value."""
+    """Refuse a tag with too many numbers. An entry is tag, type, count and value (TIFF 6.0, section 2)."""
     order = "<" if source.startswith(b"II") else ">"
     (start,) = struct.unpack_from(order + "I", source, 4)
     (entries,) = struct.unpack_from(order + "H", source, start)
@@ -75,7 +75,7 @@ def _refuse_many_values(source: bytes) -> None:
 
 
 def _refuse_loss(image: TiffImageFile) -> None:
-    """Refuse a picture that Pillow would round without a warning, or that a PNG cannot hold."""
+    """Refuse a picture whose values Pillow would round silently, or that a PNG cannot hold."""
     tags = image.tag_v2
     camera_raw = SUB_IFDS in tags or tags.get(NEW_SUBFILE_TYPE, 0) & REDUCED_RESOLUTION
     if image.is_animated or camera_raw:
@@ -105,9 +105,9 @@ def _refuse_missing_strips(image: TiffImageFile, channels: int) -> None:
 
 
 def _refuse_incomplete_jpeg(image: TiffImageFile, source: bytes) -> None:
-    """Refuse strips and tiles in JPEG that lack data: libtiff would fill them with grey.
+    """Refuse JPEG strips and tiles that lack data: libtiff would fill them with grey.
 
-    Old JPEG (TIFF 6.0, section 22) is refused. It was replaced in 1995: its strips are no JPEG files.
+    Refuse old JPEG (TIFF 6.0, section 22), too: its strips are not JPEG files. It was replaced in 1995.
     """
     compression = image.tag_v2.get(COMPRESSION)
     if compression == OLD_JPEG:

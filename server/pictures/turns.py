@@ -1,14 +1,14 @@
-"""Turns at the decoder: small pictures pass large ones.
+"""Makes pictures wait their turn to be decoded: small pictures do not wait for large pictures.
 
-Decoding can take several hundred megabytes of memory and, for a large TIFF, half a minute. A process decodes one
-large picture at a time, and one small picture beside it.
+Decoding can take several hundred megabytes of memory and, for a large TIFF, half a minute. A process decodes at most
+two pictures at a time: a large and a small picture.
 """
 
 import threading
 
-# Costs are in pixels of a PNG, about 0.1 µs each. A photo from a phone has 12 megapixels.
-SMALL = 16_000_000
-CONVERSION = 16  # cost of a pixel that is decoded and compressed anew, as PNG
+# The unit of cost is decoding a pixel of a PNG, about 0.1 µs. A photo from a phone has 12 megapixels.
+SMALL = 16_000_000  # the largest cost of a small picture
+CONVERSION = 16  # cost of a pixel that is decoded and compressed as PNG
 REDUCED_JPEG = 1 / 8  # cost of a pixel of a baseline JPEG, decoded to an eighth of its width and height
 
 _small = threading.Lock()

@@ -1,4 +1,4 @@
-"""WebP, still or animated: keeps the chunks that make the pixels and their colours (RFC 9649, section 2)."""
+"""Cleans WebP, still or animated: keeps the chunks for pixels and colours (RFC 9649, section 2)."""
 
 import struct
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from server.pictures.exif import UPRIGHT, read_orientation, upright_size, write_
 from server.pictures.icc import real_profile
 from server.pictures.parts import CleanedPicture, PartReader
 
-# Imported here, or the first WebP would make Pillow load all its plugins.
+# Without this import the first WebP would make Pillow load all its plugins.
 assert WebPImagePlugin.SUPPORTED  # noqa: S101
 
 _KEPT = frozenset((b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM"))
-_SIZES = {b"VP8X": 10, b"ANIM": 6}  # decoders ignore surplus bytes: text could hide there
+_SIZES = {b"VP8X": 10, b"ANIM": 6}  # decoders ignore surplus bytes, so text could hide there
 
 _RIFF_HEADER_SIZE = 12  # "RIFF", the size of all that follows, "WEBP"
-_FIRST_PAYLOAD = 20  # behind the header of the first chunk
+_FIRST_PAYLOAD = 20  # after the header of the first chunk
 _ICC_FLAG = 0x20
 _EXIF_FLAG = 0x08
 _XMP_FLAG = 0x04
 
 
 def clean(source: bytes) -> CleanedPicture:
-    """Return the WebP without metadata. The simple format is a single chunk: the rest is cut."""
+    """Return the WebP without metadata. The simple format has a single chunk; bytes after it are cut."""
     reader = PartReader(source)
     reader.read(4)
     end = 8 + reader.read_number("<I")
@@ -66,7 +66,7 @@ def _canvas_size(source: bytes, format: bytes) -> tuple[int, int]:
 
 
 def _clean_frame(payload: bytes) -> bytes:
-    """Return a frame of an animation without chunks we do not know."""
+    """Return a frame of an animation without unknown chunks."""
     reader = PartReader(payload)
     header = reader.read(16)
     seen: set[bytes] = set()
@@ -75,7 +75,7 @@ def _clean_frame(payload: bytes) -> bytes:
 
 
 def _clean_chunk(kind: bytes, payload: bytes, seen: set[bytes]) -> bytes:
-    """Return the chunk as we keep it, if at all, and note it in `seen`. Decoders read the first of each kind."""
+    """Return the cleaned chunk and note it in `seen`; b"" for an unknown or repeated chunk, which decoders ignore."""
     if kind not in _KEPT or kind in seen:
         return b""
     if kind == b"ICCP" and not (payload := real_profile(payload)):
