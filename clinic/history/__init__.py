@@ -1,1 +1,1 @@
-"""The record history: who changed what, when, and whether anyone has tampered with it."""
+"""The record history: who changed what and when. `flask audit verify` finds tampering."""

@@ -1,8 +1,8 @@
 """Writes the record history: a chain of entries for each record, and a chain for all sign-ins.
 
-An entry's mac covers the entry before it, so an entry that is changed, removed or moved is found. A head covers the
-newest entry of its chain, so a tail that is cut off is found. The mac covers a digest of the changes, not the changes:
-a purge blanks them and the chain still holds.
+The mac of an entry covers the entry before it, so a changed, removed or moved entry is found. The head of a chain
+covers its newest entry, so removed entries at the end are found. A mac covers a digest of the changes, not the changes
+themselves: a purge can blank them without breaking the chain.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,8 +33,8 @@ from server.database import db, insert_many, now, upsert
 
 KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in (User, Patient, Appointment, Report, Image)}
 SIGN_INS: Chain = ("sign-in", 0)
-LEFT_OUT = {"id", "created_at", "updated_at", "version", "deleted_at"}  # the entry has its own columns for these
-SECRETS = {"password": "changed", "image_url": "set"}  # what the changes say in place of the value
+LEFT_OUT = {"id", "created_at", "updated_at", "version", "deleted_at"}  # the columns of the entry tell these
+SECRETS = {"password": "changed", "image_url": "set"}  # field: the word in place of its value
 
 Changes = dict[str, list[Any]]  # field: [from, to]
 Heads = dict[Chain, tuple[int, str]]  # the seq and mac of each chain's newest entry
@@ -44,7 +44,7 @@ _entries, _heads = cast(Table, AuditEntry.__table__), cast(Table, AuditHead.__ta
 
 @dataclass(slots=True)
 class Event:
-    """What happened to one record, or a sign-in, before it is written as an entry."""
+    """A change of a record, or a sign-in, that is to be written as an entry."""
 
     kind: str
     record_id: int
@@ -55,14 +55,15 @@ class Event:
 
     @property
     def chain(self) -> Chain:
+        """The kind and id of the record, which name its chain."""
         return self.kind, self.record_id
 
 
-# --- What happened ---
+# --- Events ---
 
 
 def write_flushed(session: Session, _: UOWTransaction) -> None:
-    """Writes an entry for every record that this flush created, changed or deleted. An `after_flush` listener."""
+    """Write an entry for every record that this flush created, changed or deleted. An `after_flush` listener."""
     actor_id = _actor_id()
     new = [_event(record, "create", actor_id) for record in session.new if isinstance(record, Record)]
     changed = [
@@ -85,13 +86,13 @@ def write_flushed(session: Session, _: UOWTransaction) -> None:
 
 
 def created(kind: type[Record], row: Mapping[str, Any]) -> Event:
-    """Returns the event of a row that was inserted without the session, whose listener does not see it."""
+    """Return the event of a row that was inserted past the session, where the listener does not see it."""
     changes = {name: [None, _plain(value)] for name, value in row.items() if name not in LEFT_OUT}
     return Event(kind.noun(), row["id"], "create", row["version"], _masked(changes))
 
 
 def note_sign_in(action: str, user_id: int | None, details: dict[str, Any]) -> None:
-    """Writes an entry for a sign-in, successful or not. The caller commits."""
+    """Write an entry for a sign-in, successful or not. Commits nothing."""
     connection = db.session.connection()
     heads: Heads | None = _locked_heads(connection, [SIGN_INS])
     if not heads:
@@ -102,7 +103,7 @@ def note_sign_in(action: str, user_id: int | None, details: dict[str, Any]) -> N
 
 
 def _begin_sign_ins(connection: Connection) -> None:
-    """Inserts an empty head, unless another transaction does: two first sign-ins may come at once."""
+    """Insert an empty head, if there is none: two transactions may both have the first sign-in."""
     kind, record_id = SIGN_INS
     head = {"kind": kind, "record_id": record_id, "seq": 0, "entry_mac": macs.GENESIS, "mac": ""}
     connection.execute(upsert(AuditHead).values(head).on_conflict_do_nothing())
@@ -125,7 +126,7 @@ def _action(record: Record) -> str:
 
 
 def _changes(record: Record, created: bool) -> Changes:
-    """Returns the old and new value of every field that was written; of a new record, of every field."""
+    """Return the old and new value of every changed field; of a new record, of every field."""
     state, changes = inspect(record), {}
     for attribute in state.mapper.column_attrs:
         if attribute.key in LEFT_OUT:
@@ -139,7 +140,7 @@ def _changes(record: Record, created: bool) -> Changes:
 
 
 def _masked(changes: Changes) -> Changes:
-    """Replaces the values of secret fields: Cloudinary's URL opens the image for anyone."""
+    """Replace the values of secret fields. Cloudinary's URL is secret: it opens the image for anybody."""
     for field, word in SECRETS.items():
         if field in changes:
             changes[field] = [None, word]
@@ -153,7 +154,7 @@ def _plain(value: Any) -> Any:
 
 
 def _blank_values(connection: Connection, purged: Event) -> None:
-    """Removes a purged record's values from its chain, and a purged user's values from the sign-ins."""
+    """Remove a purged record's values from its chain, and a purged user's values from the sign-ins."""
     for conditions in _entries_about(purged):
         connection.execute(update(_entries).where(*conditions).values(changes=None))
 
@@ -168,10 +169,10 @@ def _entries_about(purged: Event) -> Iterator[tuple[ColumnElement[bool], ...]]:
 
 
 def write(connection: Connection, events: Sequence[Event], heads: Heads | None = None) -> None:
-    """Appends an entry for each event to its chain, in the caller's transaction.
+    """Append an entry for each event to its chain. Commits nothing.
 
-    Takes four statements however many events there are; `heads`, if the caller has them locked, saves one. New records
-    have none: `heads={}`. Raises `WrongAuditKey`, and nothing is written.
+    Takes four statements for any number of events, or three with `heads`: the heads of these chains, already locked.
+    Pass `heads={}` for new records. Raises `WrongAuditKey` and writes nothing if `AUDIT_KEY` is wrong.
     """
     known = _locked_heads(connection, {event.chain for event in events}) if heads is None else heads
     ends = dict(known)
@@ -183,7 +184,7 @@ def write(connection: Connection, events: Sequence[Event], heads: Heads | None =
 
 
 def _new_entries(key: Key, ids: Sequence[int], events: Sequence[Event], ends: Heads) -> list[Sequence[Any]]:
-    """Returns the rows of the events' entries, and moves `ends` on to them."""
+    """Return the rows of the events' entries, and update `ends` to the new ends of the chains."""
     moment, request_id = now(), errors.request_id()
     at = moment.strftime(macs.TIME_FORMAT)
     rows: list[Sequence[Any]] = []
@@ -211,13 +212,13 @@ def _new_entries(key: Key, ids: Sequence[int], events: Sequence[Event], ends: He
     return rows
 
 
-_move_head = update(_heads).where(
+_update_head = update(_heads).where(
     _heads.c.kind == bindparam("of_kind"), _heads.c.record_id == bindparam("of_record_id")
 )
 
 
 def _write_heads(connection: Connection, key: Key, ends: Heads, known: Heads) -> None:
-    """Inserts the heads of new chains and moves the heads of `known` ones."""
+    """Insert the heads of new chains, and update the heads of `known` chains."""
     names = ("seq", "entry_mac", "mac", "key_number")
     heads = {
         chain: (seq, mac, macs.of_head(key.secret, chain, seq, mac), key.number) for chain, (seq, mac) in ends.items()
@@ -226,14 +227,14 @@ def _write_heads(connection: Connection, key: Key, ends: Heads, known: Heads) ->
         insert_many(connection, AuditHead, ("kind", "record_id", *names), added)
     moving = ("of_kind", "of_record_id", *names)
     if moved := [dict(zip(moving, (*chain, *heads[chain]), strict=True)) for chain in known]:
-        connection.execute(_move_head, moved)
+        connection.execute(_update_head, moved)
 
 
 _last_id = text(
     "SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'), (SELECT audit_keys FROM clinic)"
 )
-# Before it draws ids, the transaction takes the lock of the INSERT, for clinic/history/rotation.py, and has a number,
-# for `settled_id`. The keys are read after the lock, and in the same round trip.
+# The transaction first takes the lock of its INSERT, which clinic/history/rotation.py waits for. Then it gets a number,
+# which `settled_id` waits for. Then it draws ids, and reads the keys under the lock, all in a single round trip.
 _drawn_ids = text(
     "LOCK TABLE audit_entries IN ROW EXCLUSIVE MODE; "
     "SELECT pg_current_xact_id(); "
@@ -243,7 +244,7 @@ _drawn_ids = text(
 
 
 def draw_ids(connection: Connection, count: int) -> tuple[list[int], str | None]:
-    """Draws ids before the entries are inserted, since the macs cover them. Returns them with `Clinic.audit_keys`."""
+    """Return new ids of entries, and `Clinic.audit_keys`. Ids are drawn before the INSERT: the macs cover them."""
     if connection.dialect.name == "sqlite":  # only one transaction writes at a time
         last, stored_keys = connection.execute(_last_id).one()
         first = (last or 0) + 1

@@ -1,7 +1,7 @@
 """Keeps track of the keys of the record history, and refuses a wrong `AUDIT_KEY`.
 
-The keys are numbered from 1. The database keeps a check value of each, not the key itself. `AUDIT_KEY` is the newest
-key, which writes; `AUDIT_KEY_PREVIOUS` lists the earlier keys, which only verify.
+The keys are numbered from 1. The database keeps a check value of each key, not the key itself. `AUDIT_KEY` is the
+newest key, which writes entries. `AUDIT_KEY_PREVIOUS` lists the earlier keys, which only verify entries.
 """
 
 import json
@@ -41,39 +41,43 @@ MISSING = "AUDIT_KEY_PREVIOUS lacks key number {}, so the entries written with i
 
 
 class WrongAuditKey(errors.Unavailable):
-    """The history cannot be written, or verified, with the keys that are set."""
+    """The history cannot be written or verified with the keys in the settings."""
 
 
 class Key(NamedTuple):
+    """A key of the history, with its number."""
+
     number: int
     secret: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """The time during which one key wrote, as the database keeps it."""
+    """The time during which a key wrote, as the database keeps it."""
 
-    check: str  # by which the key is known
-    after: int = 0  # the id of the newest entry by the earlier keys
-    seal: str = ""  # over the entries by the earlier keys
+    check: str  # the check value of the key
+    after: int = 0  # the newest entry of the earlier keys: entries with a higher id belong to this key
+    seal: str = ""  # over all entries of the earlier keys; "" for the first key
 
 
 def audit_key() -> bytes:
+    """Return `AUDIT_KEY`."""
     return str(current_app.config["AUDIT_KEY"]).encode()
 
 
 def _known_secrets() -> dict[str, bytes]:
-    """Returns the keys that are set, by their check values."""
+    """Return the keys in the settings by their check values."""
     secrets = [audit_key(), *(key.encode() for key in current_app.config["AUDIT_KEY_PREVIOUS"])]
     return {macs.of_key(secret): secret for secret in secrets}
 
 
 def dumped(periods: Sequence[Period]) -> str:
+    """Return the periods as the column `Clinic.audit_keys` keeps them."""
     return json.dumps([astuple(period) for period in periods])
 
 
 def _loaded(stored: Any) -> list[Period]:
-    """Returns the periods as kept in table `clinic`. Raises `WrongAuditKey` for what `dumped` has not made."""
+    """Return the periods of a value of `Clinic.audit_keys`. Raises `WrongAuditKey` for a value of another form."""
     try:
         periods = [Period(str(check), int(after), str(seal)) for check, after, seal in json.loads(stored)]
     except (ValueError, TypeError):
@@ -87,12 +91,12 @@ def _loaded(stored: Any) -> list[Period]:
 
 
 def current(connection: Connection, stored: str | None) -> Key:
-    """Returns the key of the entry about to be written, in the caller's transaction.
+    """Return the key for a new entry.
 
-    `stored` is `Clinic.audit_keys`, read under the lock of that transaction. The first entry of a database keeps the
-    check value. Raises `WrongAuditKey`.
+    `stored` is `Clinic.audit_keys`, which this transaction reads under its lock. Before the first entry it is None:
+    then the check value of `AUDIT_KEY` is stored. Raises `WrongAuditKey`.
     """
-    return _current(_first_kept(connection) if stored is None else stored, audit_key())
+    return _current(_store_first_check(connection) if stored is None else stored, audit_key())
 
 
 @lru_cache(maxsize=16)
@@ -112,25 +116,25 @@ def _complaint(periods: list[Period]) -> str:
     return NEW if checks[-1] in _known_secrets() else WRONG
 
 
-def _first_kept(connection: Connection) -> str:
-    """Keeps the check value of `AUDIT_KEY`, and returns what is kept: of two first writers one is faster."""
+def _store_first_check(connection: Connection) -> str:
+    """Store the check value of `AUDIT_KEY`, unless another transaction was faster. Return the stored value."""
     if not _wrote_oldest_entry(connection, audit_key()):
         raise WrongAuditKey(WRONG)
     insert = upsert(Clinic).values(id=1, audit_keys=dumped([Period(macs.of_key(audit_key()))]))
-    kept = func.coalesce(Clinic.audit_keys, insert.excluded.audit_keys)
-    insert = insert.on_conflict_do_update(index_elements=["id"], set_={"audit_keys": kept})
+    first = func.coalesce(Clinic.audit_keys, insert.excluded.audit_keys)
+    insert = insert.on_conflict_do_update(index_elements=["id"], set_={"audit_keys": first})
     return str(connection.scalar(insert.returning(Clinic.audit_keys)))
 
 
 def _wrote_oldest_entry(connection: Connection, secret: bytes) -> bool:
-    """Whether the oldest entry, if there is one, was written with this key: earlier releases kept no check value."""
+    """Return whether this key wrote the oldest entry, or there is no entry. Earlier releases stored no check value."""
     at = macs.stored_time(connection.dialect.name).label("at")
     columns = [at if column.name == "at" else column for column in AuditEntry.__table__.columns]
     entry = connection.execute(select(*columns).order_by(AuditEntry.id).limit(1)).one_or_none()
     if entry is None:
         return True
-    right = entry.spelling in macs.SPELLINGS and macs.of_entry(secret, macs.GENESIS, dict(entry._mapping))
-    return bool(right) and macs.same(entry.mac, str(right))
+    mac = entry.spelling in macs.SPELLINGS and macs.of_entry(secret, macs.GENESIS, dict(entry._mapping))
+    return bool(mac) and macs.same(entry.mac, str(mac))
 
 
 # --- The keys that verify ---
@@ -143,17 +147,17 @@ class Keyring:
         self.stored, self.periods, self._secrets = stored, periods, secrets
 
     def secret(self, number: Any) -> bytes | None:
-        """Returns the key with this number, None for any other value: SQLite may hold one."""
+        """Return the key with this number; None for any other value, since a SQLite column may hold any."""
         return self._secrets[number - 1] if isinstance(number, int) and 0 < number <= len(self._secrets) else None
 
     def secret_of(self, entry: Any) -> bytes | None:
-        """Returns the key of an entry, None if the entry names a key that did not write at that time."""
+        """Return the key of an entry; None if the entry names a key that did not write at that time."""
         right = bisect_left([period.after for period in self.periods[1:]], entry.id) + 1
         return self.secret(entry.key_number) if entry.key_number == right else None
 
 
 def keyring(connection: Connection) -> Keyring:
-    """Returns the keys of this database's history. Raises `WrongAuditKey` if one of them is not set."""
+    """Return the keys of this database's history. Raises `WrongAuditKey` if the settings lack any of them."""
     stored, secrets = connection.scalar(select(Clinic.audit_keys)), _known_secrets()
     if stored is not None:
         periods = _loaded(stored)
@@ -170,18 +174,18 @@ def keyring(connection: Connection) -> Keyring:
 
 
 def require_current(keys: Keyring) -> None:
-    """Raises `WrongAuditKey` unless `AUDIT_KEY` is the newest of these keys."""
+    """Raise `WrongAuditKey` unless `AUDIT_KEY` is the newest of these keys."""
     if keys.periods[-1].check != macs.of_key(audit_key()):
         raise WrongAuditKey(_complaint(keys.periods))
 
 
-# --- Comparing before anything is served or written ---
+# --- Checks before the server serves ---
 
 
 def check_audit_key() -> bool:
-    """Compares `AUDIT_KEY` with the check value in the database. Raises `WrongAuditKey`.
+    """Compare `AUDIT_KEY` with the check value in the database. Raises `WrongAuditKey`.
 
-    Returns False if it could not be compared: the database does not answer, or has no schema yet.
+    Returns True if the key is right. Returns False if the database does not answer, or has no schema yet.
     """
     try:
         with reader() as connection:
@@ -196,7 +200,7 @@ def check_audit_key() -> bool:
 
 
 def stop_on_wrong_key() -> None:
-    """Ends the process with a sentence if `AUDIT_KEY` is wrong. For servers before they serve, and for commands."""
+    """End the process with a sentence if `AUDIT_KEY` is wrong. Servers call it before they serve; commands, too."""
     try:
         check_audit_key()
     except WrongAuditKey as error:
@@ -206,10 +210,11 @@ def stop_on_wrong_key() -> None:
 def _check_at_first_request() -> None:
     if current_app.extensions.get("audit_key_is_right"):
         return
-    terms = getattr(current_app.view_functions.get(request.endpoint or ""), "contract", None)
-    if terms and terms.uses_database:
+    contract = getattr(current_app.view_functions.get(request.endpoint or ""), "contract", None)
+    if contract and contract.uses_database:
         current_app.extensions["audit_key_is_right"] = check_audit_key()
 
 
 def init_app(app: Flask) -> None:
+    """Check `AUDIT_KEY` at the first request of a process that uses the database."""
     app.before_request(_check_at_first_request)

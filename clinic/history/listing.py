@@ -1,4 +1,4 @@
-"""Lists the record history: all entries of one record, and the pages of `GET /audit`."""
+"""Lists the record history: the entries of a record, and the pages of `GET /audit`."""
 
 from itertools import product
 from typing import Any, cast
@@ -19,7 +19,7 @@ _page = TypeAdapter(list[HistoryOut])
 
 
 def history(record: Record) -> list[HistoryOut]:
-    """Returns every entry of the record, oldest first; a report's include those of its images."""
+    """Return every entry of the record, oldest first. A report has the entries of its images, too."""
     chosen = (AuditEntry.kind == record.noun()) & (AuditEntry.record_id == record.id)
     if isinstance(record, Report):
         images = select(Image.id).where(Image.report_id == record.id)
@@ -29,20 +29,20 @@ def history(record: Record) -> list[HistoryOut]:
 
 
 def search(query: AuditQuery) -> StreamedList[HistoryOut]:
-    """Returns a page of all entries, sign-ins included, newest first, with a `Link` to the next page."""
+    """Return a page of entries of all records and of sign-ins, newest first, with a `Link` to the next page."""
     found = [HistoryOut.of(row) for row in db.session.execute(_newest(query))]
-    shown = found[: query.limit]
-    page: StreamedList[HistoryOut] = StreamedList(_page.dump_json(shown), mimetype="application/json")
-    page.records_shown = ", ".join(entry.records_shown for entry in shown)
+    entries = found[: query.limit]
+    page: StreamedList[HistoryOut] = StreamedList(_page.dump_json(entries), mimetype="application/json")
+    page.records_shown = ", ".join(entry.records_shown for entry in entries)
     if len(found) > query.limit:
-        page.headers["Link"] = f'<{_address_before(shown[-1].id)}>; rel="next"'
+        page.headers["Link"] = f'<{_address_before(entries[-1].id)}>; rel="next"'
     return page
 
 
 def _newest(query: AuditQuery) -> Select[Any]:
-    """Selects one entry more than the page holds: it tells whether another page follows.
+    """Select the entries of a page and another entry, which tells whether a page follows.
 
-    The query is a union with one branch for each actor and kind, since each branch is read in the order of an index.
+    The union has a branch for each actor and kind: the database reads each branch in the order of an index.
     """
     branches = [
         select(_entries)
@@ -57,7 +57,7 @@ def _newest(query: AuditQuery) -> Select[Any]:
 
 
 def _with_actor(entries: FromClause) -> Select[Any]:
-    """Selects entries with the names of their actors."""
+    """Select entries with the names of their actors."""
     actor = (User.first_name + " " + User.last_name).label("actor_name")
     return select(entries, actor).outerjoin_from(entries, User, User.id == entries.c.actor_id)
 
@@ -87,6 +87,6 @@ def _span(query: AuditQuery) -> list[ColumnElement[bool]]:
 
 
 def _address_before(entry_id: int) -> str:
-    """Returns the address of this request for the entries older than this one."""
+    """Return the address of the page that begins with the entry before this entry."""
     given = [(name, value) for name, value in request.args.items(multi=True) if name != "before"]
     return f"{current_app.config['PUBLIC_URL']}{request.path}?{urlencode([*given, ('before', entry_id)])}"

@@ -14,7 +14,7 @@ from models import AuditEntry, Clinic
 from server import errors
 from server.database import db, upsert
 
-TRIES = 20  # each waits a second at most
+TRIES = 20  # to lock out writers; each waits a second at most
 
 
 class RotationRefused(Exception):
@@ -22,10 +22,10 @@ class RotationRefused(Exception):
 
 
 def rotate() -> int:
-    """Makes `AUDIT_KEY` the key of all entries to come, and returns its number.
+    """Make `AUDIT_KEY` the key of new entries, and return its number. Commits.
 
-    The new key seals the entries by the earlier keys: whoever has learnt an earlier key cannot rewrite them. Raises
-    `RotationRefused` if a fault is found in the history or `AUDIT_KEY` is no new key.
+    Verifies the history first. The new key seals the entries of the earlier keys, so a stolen earlier key cannot
+    rewrite them. Raises `RotationRefused` if the history has a fault or `AUDIT_KEY` is not a new key.
     """
     settled = verification.settled_id()
     with verification.snapshot() as connection:
@@ -43,11 +43,11 @@ def rotate() -> int:
             raise RotationRefused("The key was changed by another process meanwhile.")
         newest = connection.scalar(select(func.max(AuditEntry.id))) or 0
         head = f"{newest}-{verification.add_entries(digest, connection, settled, newest).hexdigest()}"
-        _keep(connection, ring, newest, head)
+        _store_key(connection, ring, newest, head)
     return len(ring.periods) + 1
 
 
-def _keep(connection: Connection, ring: Keyring, newest: int, head: str) -> None:
+def _store_key(connection: Connection, ring: Keyring, newest: int, head: str) -> None:
     number, secret = len(ring.periods) + 1, keys.audit_key()
     added = Period(macs.of_key(secret), newest, macs.of_seal(secret, number, head))
     stored = keys.dumped([*ring.periods, added])
@@ -57,9 +57,10 @@ def _keep(connection: Connection, ring: Keyring, newest: int, head: str) -> None
 
 @contextmanager
 def _writers_kept_out() -> Iterator[Connection]:
-    """Opens a transaction beside which nobody writes history. Waits for the writers that have drawn ids.
+    """Yield a connection in a transaction during which nobody else writes history. Commits it after the block.
 
-    A waiting lock lets nobody pass, so it waits a second at most, then lets the writers by and tries again.
+    Waits for writers that have drawn ids. All writers queue behind a waiting lock, so it gives up after a second, lets
+    them pass, and tries again. Raises `RotationRefused` after `TRIES` tries.
     """
     for _ in range(TRIES):
         with db.engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Verifies the record history: finds entries and heads that were changed, removed or put in by hand."""
+"""Verifies the record history: finds entries and heads that somebody changed, removed or inserted by hand."""
 
 import hashlib
 import heapq
@@ -28,10 +28,10 @@ _entries, _heads = cast(Table, AuditEntry.__table__), cast(Table, AuditHead.__ta
 
 
 def verify(head: str | None = None) -> Iterator[str]:
-    """Yields a sentence for each chain that is at fault, in constant memory.
+    """Yield a sentence for each chain with a fault, in constant memory.
 
-    `head` is a line that `head_of_all` returned earlier. With it, an older copy of the whole database is found, too.
-    Raises `WrongAuditKey`, since with a wrong key every chain would seem at fault.
+    `head` is an earlier result of `head_of_all`. With it, an older copy of the whole database is found, too.
+    Raises `WrongAuditKey`: with a wrong key every chain would seem to have a fault.
     """
     with snapshot() as connection:
         ring = keys.keyring(connection)
@@ -42,7 +42,7 @@ def verify(head: str | None = None) -> Iterator[str]:
 
 
 def faults(connection: Connection, ring: Keyring) -> Iterator[str]:
-    """Yields a sentence for each chain that is at fault by these keys, and for each broken seal of a key."""
+    """Yield a sentence for each chain with a fault, and for each key whose seal is broken."""
     purged_users = _purged_users(connection)
     for kind in _kinds(connection):
         if _is_word(kind):
@@ -56,7 +56,7 @@ def faults(connection: Connection, ring: Keyring) -> Iterator[str]:
 
 
 def head_of_all() -> str:
-    """Returns the newest entry's id and a digest of all entries up to it, to be kept outside of the database.
+    """Return the newest entry's id and a digest of all entries up to it. Keep it outside of the database.
 
     Raises `StillWriting`.
     """
@@ -66,7 +66,7 @@ def head_of_all() -> str:
 
 
 _oldest_transaction = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
-# One more than the highest number given out: a snapshot's xmax is one more than the highest number that has ended.
+# The next number that PostgreSQL gives out. A snapshot's xmax is lower: it follows the highest number that has ended.
 _next_transaction = literal_column(
     "pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age(pg_snapshot_xmax(pg_current_snapshot())::xid)",
     BigInteger,
@@ -74,15 +74,15 @@ _next_transaction = literal_column(
 
 
 class StillWriting(Exception):
-    """A transaction was writing for so long that the newest entries are not certain yet."""
+    """A transaction takes so long that lower ids than the newest may still be committed."""
 
 
 def settled_id() -> int:
-    """Returns the id of the newest entry, once no lower id is still to be committed.
+    """Wait until no id below the newest entry's id can still be committed. Return the newest entry's id.
 
-    PostgreSQL commits ids in another order than it gives them out. A transaction that draws an id has its number
-    already. So every id below the newest is settled once all transactions that had a number have ended. Waiting for
-    that takes no lock, and works on a standby, too. Raises `StillWriting` after `LONGEST_WAIT` seconds.
+    PostgreSQL gives out ids in another order than it commits them. Each transaction gets its transaction number before
+    it draws ids. So this waits for the end of all transactions that have a number when the newest entry is read. It
+    takes no lock, and works on a standby, too. Raises `StillWriting` after `LONGEST_WAIT` seconds.
     """
     with reader() as connection:
         newest = select(func.coalesce(func.max(AuditEntry.id), 0))
@@ -91,7 +91,7 @@ def settled_id() -> int:
         found, next_number = connection.execute(newest.add_columns(_next_transaction)).one()
         end = time.monotonic() + LONGEST_WAIT
         while time.monotonic() < end:
-            connection.rollback()  # the next statement sees who has ended since
+            connection.rollback()  # the next statement gets a new snapshot
             if (connection.scalar(select(_oldest_transaction)) or 0) >= next_number:
                 return int(found)
             time.sleep(0.05)
@@ -111,28 +111,28 @@ def _digest_up_to(connection: Connection, newest: int) -> str:
 
 
 def add_entries(digest: "hashlib._Hash", connection: Connection, after: int, newest: int) -> "hashlib._Hash":
-    """Adds the entries after one id and up to another to the digest."""
+    """Add the entries after the id `after`, up to the id `newest`, to the digest, and return it."""
     entries = select(AuditEntry.id, AuditEntry.mac).where(AuditEntry.id > after, AuditEntry.id <= newest)
     for row in connection.execute(entries.order_by(AuditEntry.id).execution_options(yield_per=1000)):
         digest.update(f"{row.id}:{row.mac}\n".encode(errors="surrogatepass"))
     return digest
 
 
-_as_text = partial(str, encoding="utf-8", errors="surrogateescape")
+_decode = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 @contextmanager
 def snapshot() -> Iterator[Connection]:
-    """Opens a connection that sees one state of the database, while others go on writing.
+    """Yield a connection whose statements all see the same state of the database, while others go on writing.
 
-    SQLite keeps any bytes as a text: bytes that are not UTF-8 are read, too.
+    SQLite stores any bytes as a text, so the connection also reads texts that are not UTF-8.
     """
     with reader() as connection:
         if connection.dialect.name == "postgresql":
             yield connection.execution_options(isolation_level="REPEATABLE READ")
             return
         driver: Any = connection.connection.driver_connection
-        text_factory, driver.text_factory = driver.text_factory, _as_text
+        text_factory, driver.text_factory = driver.text_factory, _decode
         try:
             yield connection
         finally:
@@ -156,7 +156,7 @@ def _purged_users(connection: Connection) -> set[int]:
 
 
 def _kinds(connection: Connection) -> list[str]:
-    """Returns the kinds of all records, entries and heads, those included that the server never writes."""
+    """Return the kinds of all records, entries and heads, also kinds that this server never writes."""
     kinds = {*KINDS, SIGN_INS[0]}
     for column in (AuditEntry.kind, AuditHead.kind):
         kinds.update(connection.scalars(select(column).distinct()))
@@ -164,12 +164,12 @@ def _kinds(connection: Connection) -> list[str]:
 
 
 def _is_word(kind: Any) -> bool:
-    """Whether a kind can be bound in a query and printed: SQLite keeps any value in any column."""
+    """Return whether a kind can be bound in a query and printed: a SQLite column may hold any value."""
     return isinstance(kind, str) and kind.isascii() and kind.isprintable()
 
 
 def _parts(connection: Connection, kind: str) -> Iterator[Any]:
-    """Returns all records, heads and entries of a kind, record by record, entries in the order of their chain."""
+    """Yield all records, heads and entries of a kind, sorted by record id, entries in the order of their chain."""
     at = macs.stored_time(connection.dialect.name).label("at")
     columns = [at if column.name == "at" else column for column in _entries.columns]
     parts = (
@@ -186,9 +186,9 @@ def _part(name: str, *columns: Any) -> Select[Any]:
 
 
 def _records(connection: Connection, kind: str) -> Select[Any] | None:
-    """Selects the rows outside of the history that say how far each chain must have come.
+    """Select how far each chain must reach, by rows outside of the history; None if there are no such rows.
 
-    A record has a version; the sign-ins have the newest login.
+    A record's chain reaches the version of the record. The chain of sign-ins reaches the newest login session.
     """
     if model := KINDS.get(kind):
         return _part("record", model.id.label("record_id"), model.version.label("reached")).order_by(model.id)
@@ -200,7 +200,7 @@ def _records(connection: Connection, kind: str) -> Select[Any] | None:
 
 
 def _sqlite_order(value: Any) -> tuple[int, Any]:
-    """Sorts as SQLite does, which may hold any value in a column of numbers: numbers, texts by their bytes, bytes."""
+    """Return a key that sorts as SQLite does: numbers, then texts by their bytes, then bytes. An id may be any."""
     if isinstance(value, str):
         return 1, value.encode(errors="surrogateescape")
     return 2 * isinstance(value, bytes), value
@@ -211,7 +211,7 @@ def _sqlite_order(value: Any) -> tuple[int, Any]:
 
 @dataclass(slots=True)
 class _VerifiedChain:
-    """Reads a record, its head and its entries, and says the first fault it finds."""
+    """Verifies the chain of a record: reads the record, its head and its entries, and returns the first fault."""
 
     ring: Keyring
     name: Chain
@@ -220,15 +220,16 @@ class _VerifiedChain:
     head: Any = None
     newest: Any = None  # the entry read last
     with_values: int = 0  # entries
-    without_values: int = 0  # entries that no purge of their user explains
+    without_values: int = 0  # entries whose values are gone, although their user was not purged
     last_login: int = 0
 
     @property
     def is_sign_ins(self) -> bool:
+        """Whether this is the chain of sign-ins, which has no record."""
         return self.name == SIGN_INS
 
     def read(self, parts: Iterable[Any]) -> str:
-        """Reads all parts of the chain. Returns the fault of an entry, or ""."""
+        """Read all parts of the chain. Return the fault of an entry, or ""."""
         for part in parts:
             if part.part == "record":
                 self.record = part
@@ -266,7 +267,7 @@ class _VerifiedChain:
             self.last_login = max(self.last_login, _login_in(entry.changes))
 
     def fault_of_end(self) -> str:
-        """Returns the fault of the chain's end, which is compared with its head and its record, or ""."""
+        """Compare the end of the chain with its head and its record. Return the fault, or ""."""
         if self.newest is None:
             return "its history was removed"
         if self.head is None:
