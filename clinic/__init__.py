@@ -1,1 +1,1 @@
-"""The part of the server that knows the models: who may do what, lists, images, history, demo data."""
+"""The part of the server that knows the models: rights, accounts, lists, images, history, demonstration data."""

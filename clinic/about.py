@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the interface as a whole: title, version, description and tags."""
+"""The title, version, description and tags of the OpenAPI document."""
 
 from server.openapi import About
 
@@ -26,4 +26,4 @@ Sign in with `POST /login` and send `Authorization: Bearer <access_token>`. The 
         "Server": "The server itself.",
     },
 )
-LINKS = {"sign up": "/signup", "sign in": "/login"}  # shown at `/`, beside the server's own
+LINKS = {"sign up": "/signup", "sign in": "/login"}  # `GET /` answers these, and the links of the server itself

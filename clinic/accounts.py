@@ -21,21 +21,24 @@ from server.limits import client_address
 log = logging.getLogger("hosi.auth")
 
 RESET_LIFETIME = timedelta(hours=1)
-MAILED_AGAIN_AFTER = timedelta(minutes=1)  # so that a stranger cannot fill a mailbox
+MAILED_AGAIN_AFTER = timedelta(minutes=1)  # no user gets mails faster: a stranger must not fill a mailbox
 
 
 def register(account: UserIn) -> User:
-    """Make an account, as `SIGNUP` or a signed-in administrator allows. Raises `Forbidden`, `Invalid` or `Conflict`."""
+    """Make an account if `SIGNUP` or a signed-in administrator allows it. Commits.
+
+    Raises `Forbidden` if neither does, `Invalid` for a weak password, and `Conflict` for an email that is taken.
+    """
     if "Authorization" in request.headers:
         rights.authenticate()
-    _starts_active(account)  # refused, if at all, before the password is hashed
+    _starts_active(account)  # a refusal comes before the hashing, which is slow
     with outside_transaction():
         password = hash_of(account)
     return in_transaction(lambda: create(account, password, _starts_active(account)))
 
 
 def _starts_active(account: UserIn) -> bool:
-    """Return whether a new account is active at once. Raises `Forbidden` where this caller may not make it."""
+    """Return whether a new account starts active. Raises `Forbidden` if the caller may not make it."""
     setting = current_app.config
     if "caller" in g and rights.caller().is_admin:
         return True
@@ -54,55 +57,56 @@ def hash_of(account: UserIn) -> str:
 
 
 def create(account: UserIn, password_hash: str, is_active: bool) -> User:
-    """Make an account, whoever asks. Raises `Conflict` for an email that is taken."""
+    """Make an account. Checks no rights and commits nothing. Raises `Conflict` for a taken email."""
     return models.save(User(**account.model_dump(exclude={"password"}), password=password_hash, is_active=is_active))
 
 
 def change(user: User, changes: dict[str, Any]) -> None:
-    """Change an account as far as the caller may. Raises `Forbidden` or `Conflict`."""
-    email = user.email
+    """Change an account, if the caller may change these fields. Raises `Forbidden`, `Invalid` or `Conflict`."""
+    old_email = user.email
     rights.change(user, changes)
-    if user.email != email:
-        lockout.move_tries(email, user.email)
+    if user.email != old_email:
+        lockout.move_tries(old_email, user.email)
 
 
-# One row, for an unknown email too: whether a counter is locked, and whose email it is.
-_known = (
+# A single row, also for an unknown email: whether a counter is locked, and the user who has the email.
+_account_and_lock = (
     select(lockout.locks.exists().label("is_locked"), User.id, User.password, User.deleted_at)
-    .select_from(select(literal(1).label("one")).subquery())
+    .select_from(select(literal(1).label("row")).subquery())
     .outerjoin(User, User.email == bindparam("email"))
 )
-_whose = select(User.id).where(User.email == bindparam("email"))
-_signing_in = (
+_user_id_by_email = select(User.id).where(User.email == bindparam("email"))
+_user_for_update = (
     select(User.__table__).where(User.id == bindparam("id"), User.deleted_at.is_(None)).with_for_update(key_share=True)
 )
 
 
 def _check_password(email: str, password: str) -> tuple[int, str] | None:
-    """Return the user's id and password hash if the password is right; the commit is the caller's.
+    """Return the user's id and password hash, or None for a wrong password, which is counted.
 
-    A wrong password is counted and committed. No transaction may be open. Raises `TooManyRequests` while locked.
+    No transaction may be open. After a right password the transaction stays open, and the calling function commits it.
+    After a wrong password it is committed. Raises `TooManyRequests` while the email is locked.
     """
     address = client_address()
-    mine = {"email": email, "address": address, "now": now()}
-    [(is_locked, user_id, known_hash, archived_at)] = fast_reads.read(_known, mine)
+    values = {"email": email, "address": address, "now": now()}
+    [(is_locked, user_id, known_hash, archived_at)] = fast_reads.read(_account_and_lock, values)
     fast_reads.stop()
-    whose = f"user {user_id}" if user_id else "an unknown email"
+    account = f"user {user_id}" if user_id else "an unknown email"
     try:
         if is_locked:
             with database.reader() as connection:
-                lockout.refuse_while_locked(connection, email, address, connection.execute(lockout.locks, mine))
+                lockout.refuse_while_locked(connection, email, address, connection.execute(lockout.locks, values))
         right = passwords.is_right(password, None if archived_at else known_hash)
         lockout.count_try(email, address, right)
     except errors.TooManyRequests:
-        log.warning("sign-in from %s refused for %s: locked", address, whose)
+        log.warning("sign-in from %s refused for %s: locked", address, account)
         raise
     if right and user_id and known_hash:
         return user_id, known_hash
-    if db.session.scalar(_whose, {"email": email}) != user_id:  # the email has changed hands: count again
+    if db.session.scalar(_user_id_by_email, {"email": email}) != user_id:  # the email has a new owner: count again
         db.session.rollback()
         return _check_password(email, password)
-    log.warning("sign-in from %s failed for %s", address, whose)
+    log.warning("sign-in from %s failed for %s", address, account)
     audit.note_sign_in("sign-in failed", user_id, {"email": email, "address": address})
     db.session.commit()
     return None
@@ -113,7 +117,7 @@ def sign_in(email: str, password: str) -> TokensOut:
 
     Raises `Unauthorized`, `TooManyRequests` while locked, or `Forbidden` for an account that is not active.
     """
-    email = spelled_email(email) or ""  # what no account can have may be a password: it is kept nowhere
+    email = spelled_email(email) or ""  # people type their password here: store nothing but possible emails
     proved = _check_password(email, password)
     if proved is None:
         raise errors.Unauthorized("The email or the password is wrong.")
@@ -122,7 +126,7 @@ def sign_in(email: str, password: str) -> TokensOut:
     if passwords.is_outdated(known_hash):
         with outside_transaction():
             rehashed = passwords.rehash(password)
-    user = db.session.connection().execute(_signing_in, {"id": user_id}).one_or_none()
+    user = db.session.connection().execute(_user_for_update, {"id": user_id}).one_or_none()
     if user is None or (user.password, user.email) != (known_hash, email):  # changed during the hashing
         db.session.rollback()
         return sign_in(email, password)
@@ -131,7 +135,7 @@ def sign_in(email: str, password: str) -> TokensOut:
         db.session.commit()
         raise errors.Forbidden("Your account is not active. An administrator has to approve it.")
     if rehashed:
-        # People see no change of the record, so it gets no new version and the other logins go on.
+        # The password itself stays the same: the record gets no new version, and other logins go on.
         db.session.execute(
             update(User).where(User.id == user.id).values(password=rehashed, updated_at=User.updated_at),
             execution_options={"synchronize_session": False},
@@ -169,21 +173,21 @@ def _sha256(token: str) -> str:
 
 
 def new_reset_link(email: str, unless_since: datetime | None = None) -> str | None:
-    """Return a link to set a new password, good once and for an hour. Commits.
+    """Return a link to set a new password, valid once and for an hour. It replaces the user's old link. Commits.
 
-    None where there is no such active user, or where a link was made after `unless_since`.
+    Returns None if there is no active user with this email, or if the user got a link after `unless_since`.
     """
-    mine = User.live().where(User.email == spelled_email(email), User.is_active)
-    user = db.session.scalar(mine.with_for_update(key_share=True))
+    owner = User.live().where(User.email == spelled_email(email), User.is_active)
+    user = db.session.scalar(owner.with_for_update(key_share=True))
     if user is None:
         return None
-    former = PasswordReset.user_id == user.id
+    old_link = PasswordReset.user_id == user.id
     if unless_since:
-        fresh = exists().where(former, PasswordReset.expires_at > unless_since + RESET_LIFETIME)
+        fresh = exists().where(old_link, PasswordReset.expires_at > unless_since + RESET_LIFETIME)
         if db.session.scalar(select(fresh)):
             return None
     token = secrets.token_urlsafe(32)
-    db.session.execute(delete(PasswordReset).where(former))
+    db.session.execute(delete(PasswordReset).where(old_link))
     db.session.add(PasswordReset(token_sha256=_sha256(token), user_id=user.id, expires_at=now() + RESET_LIFETIME))
     db.session.commit()
     address: str = current_app.config["PASSWORD_RESET_URL"]
@@ -191,7 +195,7 @@ def new_reset_link(email: str, unless_since: datetime | None = None) -> str | No
 
 
 def reset_link_to_mail(email: str) -> str | None:
-    """Return a new link; None where there is no such active user, or where one was mailed a moment ago. Commits."""
+    """Return a new link as `new_reset_link` does; None if the user got a link within `MAILED_AGAIN_AFTER`. Commits."""
     return new_reset_link(email, unless_since=now() - MAILED_AGAIN_AFTER)
 
 
@@ -211,7 +215,7 @@ def reset_password(token: str, password: str) -> None:
 
     def set_password() -> None:
         locks.lock_account(user_id)
-        lockout.forget_tries(email)  # before the user's row: a login locks in this order, too
+        lockout.forget_tries(email)  # before the user's row, in the order of a login, so that they do not deadlock
         user = models.find_for_update(User, user_id)
         if not affected_rows(delete(PasswordReset).where(*good)):
             raise refusal
@@ -221,6 +225,6 @@ def reset_password(token: str, password: str) -> None:
 
 
 def sweep() -> int:
-    """Delete login sessions that ended a month ago, and counters and reset links without effect. Returns how many."""
+    """Delete login sessions that ended a month ago, old counters and expired reset links. Return how many."""
     expired = affected_rows(delete(PasswordReset).where(PasswordReset.expires_at < now()))
     return sessions.forget_old_sessions() + expired + lockout.forget_old_tries()

@@ -1,4 +1,4 @@
-"""Appointments that change places."""
+"""Swaps the times of two appointments."""
 
 from datetime import UTC, datetime
 
@@ -11,18 +11,20 @@ from models import Appointment, Patient, Record, User
 from server import errors
 from server.database import db
 
-ASIDE = datetime(1800, 1, 1, tzinfo=UTC)  # a time that no appointment has: the API takes none before 1850
+ASIDE = datetime(1800, 1, 1, tzinfo=UTC)  # no appointment has this time: the API refuses times before 1850
 
 
 def swap(first_id: int, second_id: int) -> tuple[Appointment, Appointment]:
-    """Give each of two appointments the time of the other; doctor, patient and duration stay.
+    """Swap the times of two appointments, and return both. Doctors, patients and durations stay.
 
-    Raises `Invalid` for an appointment and itself, `NotFound`, `Forbidden`, or `Conflict` for a slot that is taken.
+    Raises `Invalid` if both ids are the same, `NotFound`, `Forbidden`, or `Conflict` if a slot is taken by a third
+    appointment.
     """
     if first_id == second_id:
         raise errors.Invalid(second="Please name two different appointments.")
     names = joinedload(Appointment.patient), joinedload(Appointment.doctor)
-    locked = {one: rights.editable(Appointment, one, *names) for one in sorted({first_id, second_id})}
+    # In the order of ids, so that two swaps do not deadlock.
+    locked = {number: rights.editable(Appointment, number, *names) for number in sorted({first_id, second_id})}
     first, second = locked[first_id], locked[second_id]
     _lock(User, first.user_id, second.user_id)
     _lock(Patient, first.patient_id, second.patient_id)
@@ -37,14 +39,14 @@ def swap(first_id: int, second_id: int) -> tuple[Appointment, Appointment]:
 
 
 def _lock(kind: type[Record], *ids: int) -> None:
-    """Lock people until the commit in the order of their ids, so that two swaps do not deadlock."""
+    """Lock people until the commit, in the order of their ids, so that two swaps do not deadlock."""
     db.session.execute(select(kind.id).where(kind.id.in_(ids)).order_by(kind.id).with_for_update(key_share=True))
 
 
 def _put_aside(appointment: Appointment) -> None:
-    """Move the row out of the other's way, past the ORM, which moves it to its new time in the same transaction.
+    """Move the row to a time that no appointment has: the constraints refuse two rows in one slot, even briefly.
 
-    The constraints look at one row at a time, so that two rows cannot change places at once.
+    The statement goes past the ORM, so the object keeps its time. The swap sets its new time in the same transaction.
     """
     db.session.execute(
         update(Appointment)

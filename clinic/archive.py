@@ -1,4 +1,4 @@
-"""Brings archived records back, and erases for good what has long been archived."""
+"""Restores archived records, and erases records for good that were archived long ago."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -26,9 +26,9 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 def restored(kind: type[Kind], record_id: int, *options: Any) -> Kind:
-    """Bring an archived record back and return it.
+    """Restore an archived record and return it. `options` load its relations.
 
-    Raises `NotFound`, or `Conflict` if it is not archived or if something is in its way.
+    Raises `NotFound`. Raises `Conflict` if the record is not archived, or if its slot is taken or its patient archived.
     """
     if kind is Patient:
         _lock_doctors_of(record_id)
@@ -38,10 +38,10 @@ def restored(kind: type[Kind], record_id: int, *options: Any) -> Kind:
 
 
 def _lock_doctors_of(patient_id: int) -> None:
-    """Lock the doctors whose slots come back with an archived patient, by id and before the patient.
+    """Lock the doctors of an archived patient's appointments, in the order of ids, before the patient is locked.
 
-    A booking locks in this order, too. The exclusion constraints wait for each other's rows, so two restores in another
-    order would deadlock.
+    Restoring the patient takes slots of these doctors. A booking locks the doctor before the patient, too: two
+    transactions with different orders could deadlock, since each waits in the exclusion constraint for the other.
     """
     archived = select(Appointment.user_id).where(
         Appointment.patient_id == patient_id, Appointment.deleted_at.is_not(None)
@@ -54,25 +54,25 @@ def _lock_doctors_of(patient_id: int) -> None:
 def erasable(kind: type[Record], before: datetime) -> Select[int]:
     """Select the ids of records that were archived before this instant and that no remaining record refers to.
 
-    Records that `erase` takes along with their patient or report are not among them.
+    Leaves out records whose patient or report is erasable: `erase` erases them with the patient or the report.
     """
-    archived = [kind.deleted_at < before]
+    conditions = [kind.deleted_at < before]
     if kind is Image:
-        archived.append(Image.report_id.not_in(select(Report.id).where(Report.deleted_at < before)))
+        conditions.append(Image.report_id.not_in(select(Report.id).where(Report.deleted_at < before)))
     if kind is Report or kind is Appointment:
-        archived.append(kind.patient_id.not_in(erasable(Patient, before)))
+        conditions.append(kind.patient_id.not_in(erasable(Patient, before)))
     for parent, column in ((Patient, "patient_id"), (User, "user_id")):
         for child in (Report, Appointment) if kind is parent else ():
             stays = child.deleted_at.is_(None) | (child.deleted_at >= before)
-            archived.append(~exists().where(getattr(child, column) == kind.id, stays))
-    return select(kind.id).where(*archived).order_by(kind.id)
+            conditions.append(~exists().where(getattr(child, column) == kind.id, stays))
+    return select(kind.id).where(*conditions).order_by(kind.id)
 
 
 def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
     """Erase an archived record for good: a patient with reports and appointments, a report with its images.
 
-    They go in one transaction, so that a purge that is killed leaves whole records. Returns False if the record was
-    restored meanwhile. The history keeps the entries without their values; `images.sweep` destroys the images.
+    Commits nothing: run it in a transaction, so that a killed purge leaves no half record. Returns False if the record
+    was restored meanwhile. The history keeps its entries without their values. `images.sweep` destroys the images in the store.
     """
     db.session.scalar(select(kind.id).where(kind.id == record_id).with_for_update())  # waits for a restore
     record = db.session.scalar(select(kind).where(kind.id.in_(erasable(kind, before).where(kind.id == record_id))))
@@ -81,9 +81,9 @@ def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
     doomed: list[Record] = [record]
     if isinstance(record, Patient):
         doomed[:0] = [*record.children(Report), *record.children(Appointment)]
-    reports = [one.id for one in doomed if isinstance(one, Report)]
+    reports = [doomed_record.id for doomed_record in doomed if isinstance(doomed_record, Report)]
     _delete(db.session.scalars(select(Image).where(Image.report_id.in_(reports))).all())
-    _delete(one for one in doomed if one is not record)
+    _delete(child for child in doomed if child is not record)
     if isinstance(record, User):
         for table in (LoginSession, PasswordReset, IdempotencyKey):
             db.session.execute(delete(table).where(table.user_id == record_id))

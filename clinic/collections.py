@@ -1,6 +1,6 @@
-"""The collections: users, patients, appointments and reports as pages, streams and single records.
+"""Reads the collections: users, patients, appointments and reports, as pages, streams and single records.
 
-Rows become JSON without a model in between: stored values were checked when they were written.
+Rows of pages and streams become JSON without validation by an answer model: they were checked when they were written.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from server.database import UTCDateTime, clinic_zone, db
 from server.endpoint import StreamedList, caller_and_request, log_access
 from server.fast_reads import Row, read, streaming
 
-BATCH = 500  # rows of a stream that are in memory at once
+BATCH = 500  # rows of a stream that are in memory together
 
 Answer = TypeVar("Answer", bound=Out)
 Fields = dict[str, Any]
@@ -32,7 +32,7 @@ Finish = Callable[[Fields], None]
 
 
 class Collection(Generic[Answer]):
-    """The records of one kind that are not archived, as the answers of the API."""
+    """The live records of a kind, as answers of the API."""
 
     def __init__(
         self,
@@ -44,7 +44,10 @@ class Collection(Generic[Answer]):
         extra_columns: Sequence[ColumnElement[Any]] = (),
         complete: Callable[[Fields, Row], None] | None = None,
     ) -> None:
-        """`complete` adds the fields that it makes from `extra_columns`; `Statements` describes the other arguments."""
+        """Describe the collection. `complete(fields, row)` adds fields to a record from the row's `extra_columns`.
+
+        `Statements` describes `orders`, `span`, `source` and `extra_columns`.
+        """
         self.kind, self.answer, self.complete = kind, answer, complete
         columns = kind.__table__.c
         self.names = [name for name in answer.model_fields if name in columns]
@@ -53,14 +56,14 @@ class Collection(Generic[Answer]):
         self.statements = Statements(kind, self.names, orders, span, source, extra_columns)
 
     def get(self, record_id: int, finish: Finish | None = None) -> Answer:
-        """Return one record. `finish` changes the fields of its answer. Raises `NotFound`."""
+        """Return a single record. `finish` changes the fields of its answer. Raises `NotFound`."""
         rows = read(self.statements.by_id, {"id": record_id})
         if not rows:
             raise errors.NotFound(f"There is no {self.kind.noun()} {record_id}.")
-        return self.answer.of(self._row_reader(finish)(rows[0]))
+        return self.answer.of(self._row_converter(finish)(rows[0]))
 
     def answer_to(self, query: CollectionQuery, finish: Finish | None = None) -> StreamedList[Answer]:
-        """Return the page that the query asks for, or without a limit a stream of all its records.
+        """Return a page of the query's records; without a limit, a stream of them all.
 
         `finish` changes the fields of each record. Raises `Invalid` for a cursor of another query.
         """
@@ -72,7 +75,7 @@ class Collection(Generic[Answer]):
         if query.limit is None:
             return self._stream(shape, values, headers, finish)
         rows = read(self.statements.page(shape), values | {"limit": query.limit + 1})
-        records = list(map(self._row_reader(finish), rows[: query.limit]))
+        records = list(map(self._row_converter(finish), rows[: query.limit]))
         if len(rows) > query.limit:
             key = self._key(shape, rows[query.limit - 1])
             headers["Link"] = next_link(make_cursor(key, self._scope(query)))
@@ -81,11 +84,11 @@ class Collection(Generic[Answer]):
         return page
 
     def _scope(self, query: CollectionQuery) -> str:
-        """What a cursor is valid for."""
+        """Return the collection, order and filters for which a cursor is valid."""
         return f"{self.kind.__name__}|{query.model_dump_json(exclude={'limit', 'cursor', 'total'})}"
 
     def _key(self, shape: QueryShape, row: Row) -> list[Any]:
-        """Return the row's values in the columns of the order; for a search the word that matched, and the id."""
+        """Return the row's values in the columns of the order. For a search: the word that matched, and the id."""
         if shape.words is not None:
             return [row[-1], row[0]]
         return [row[self.names.index(name)] for name in shape.order]
@@ -93,12 +96,12 @@ class Collection(Generic[Answer]):
     def _stream(
         self, shape: QueryShape, values: Values, headers: Mapping[str, str], finish: Finish | None
     ) -> StreamedList[Answer]:
-        """Return all rows as they are read, BATCH rows in memory at once.
+        """Return a stream of all rows, with BATCH rows in memory at a time.
 
-        The first rows are read before the answer begins, so that the client gets an error if this fails. A later
+        The first batch is read before the answer begins, so that the client gets an error if that fails. A later
         failure breaks the connection before the closing `]`.
         """
-        to_fields = self._row_reader(finish)
+        to_fields = self._row_converter(finish)
         sender = caller_and_request() if hasattr(self.answer, "records_shown") else ""
 
         def to_records(rows: Sequence[Row]) -> list[Fields]:
@@ -118,19 +121,19 @@ class Collection(Generic[Answer]):
         return stream
 
     def _records_shown(self, records: list[Fields]) -> str:
-        """Return for the access log what the answer's `records_shown` says of each record."""
+        """Return the ids for the access log, in the form of the answer model's `records_shown`."""
         if not hasattr(self.answer, "records_shown"):
             return ""
         noun, ids = f"{self.kind.noun()} ", [str(fields["id"]) for fields in records]
         if "images" in self.answer.model_fields:
             images = (" ".join(str(image["id"]) for image in fields["images"]) for fields in records)
-            ids = [f"{record} (images {several})" for record, several in zip(ids, images, strict=True)]
+            ids = [f"{record} (images {image_ids})" for record, image_ids in zip(ids, images, strict=True)]
         return noun + f", {noun}".join(ids) if ids else ""
 
-    def _row_reader(self, finish: Finish | None) -> Callable[[Row], Fields]:
-        """Return a function that turns a driver's row into the fields of an answer, without an application context."""
+    def _row_converter(self, finish: Finish | None) -> Callable[[Row], Fields]:
+        """Return a function that turns a driver's row into the fields of an answer. It needs no application context."""
         names, times, complete, zone = self.names, self.times, self.complete, clinic_zone()
-        on_sqlite = db.engine.dialect.name == "sqlite"  # which stores times as texts in UTC, and booleans as numbers
+        on_sqlite = db.engine.dialect.name == "sqlite"  # SQLite stores times as texts in UTC, and booleans as numbers
         booleans = self.booleans if on_sqlite else []
 
         def to_fields(row: Row) -> Fields:
@@ -138,7 +141,7 @@ class Collection(Generic[Answer]):
             for name in times:
                 if (time := fields[name]) is not None:
                     time = (datetime.fromisoformat(time + "+00:00") if on_sqlite else time).astimezone(zone)
-                    # orjson rounds offsets with seconds, which zones had until 1972
+                    # Zones had offsets with seconds until 1972, which orjson rounds.
                     fields[name] = time if time.year > 1972 else time.isoformat()
             for name in booleans:
                 fields[name] = bool(fields[name])
@@ -160,7 +163,7 @@ def _batches(
 
 
 def _json_array(batches: Iterable[Sequence[Fields]]) -> Iterator[bytes]:
-    """Write a JSON array in pieces, a batch to a piece."""
+    """Yield a JSON array in pieces, each with a batch of records."""
     before = b"["
     for records in batches:
         if records:
@@ -196,7 +199,7 @@ def _add_images(fields: Fields, row: Row) -> None:
 
 
 class _JsonObjects(FunctionElement[str]):
-    """A JSON array of objects, as text. Its arguments alternate: the name of a field, and its column."""
+    """SQL for a JSON array of objects, as text. Its arguments are pairs: the name of a field, and its column."""
 
     inherit_cache = True
 
@@ -212,7 +215,7 @@ def _json_on_postgresql(element: Any, compiler: Any, **kwargs: Any) -> str:
 
 
 def _images_of_a_report() -> ColumnElement[Any]:
-    """Select a report's images as JSON in the report's row: all reports are read in one statement and one snapshot."""
+    """Return a report's images as a JSON column of its row: reports and images come from the same snapshot."""
     image, report = Image.__table__, Report.__table__
     images = (
         select(*(image.c[name] for name in ImageOut.model_fields))

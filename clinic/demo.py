@@ -1,7 +1,7 @@
 """Makes a demonstration clinic: people, appointments without clashes, and reports with drawn pictures.
 
-The same seed and first day make the same clinic, save the salt of the password hash. Rows are inserted in bulk, past
-the ORM: only `_insert` writes them, each with its words and its history.
+The same seed and first day make the same clinic; only the salt of the password hash differs. `_insert` inserts rows in
+bulk, past the ORM, together with their words and their history. Reports go through the ORM.
 """
 
 import gc
@@ -39,7 +39,7 @@ from models import (
 from server.database import clinic_zone, db, insert_many
 
 ADMIN_EMAIL = "admin@hosi.example"
-CHUNK = 20_000  # rows per transaction, so that a running server waits for a few seconds at most
+CHUNK = 20_000  # rows per transaction: a running server waits for it, a few seconds at most
 OPENS, SLOT, SLOTS_A_DAY = time(8), timedelta(minutes=30), 16
 WORKDAYS = 10  # two weeks
 Row = dict[str, Any]
@@ -161,7 +161,7 @@ TO_COME = (AppointmentStatus.SCHEDULED, AppointmentStatus.CONFIRMED) * 4 + (
 
 @dataclass(slots=True)
 class Clinic:
-    """The size of the clinic, and the ids of the people made so far."""
+    """The size of the clinic to make, and the ids of the people made so far."""
 
     patients: int
     doctors: int
@@ -176,7 +176,7 @@ class Clinic:
 
     def make(self) -> None:
         """Make the clinic, in transactions of `CHUNK` rows."""
-        gc.disable()  # the garbage collector finds nothing here and takes a fifth of the time
+        gc.disable()  # takes a fifth of the time and finds nothing
         try:
             self._make_staff()
             self.patient_ids = self._write(Patient, self._patients())
@@ -193,20 +193,20 @@ class Clinic:
 
     # --- People ---
 
-    def _any(self, of: Sequence[Choice]) -> Choice:
+    def _choose(self, choices: Sequence[Choice]) -> Choice:
         """Return a random element; three times as fast as `random.choice`."""
-        return of[int(self.chance.random() * len(of))]
+        return choices[int(self.chance.random() * len(choices))]
 
     def _person(self) -> tuple[str, str, Sex, Culture]:
-        culture = self._any(CULTURES)
-        sex = self._any((Sex.FEMALE, Sex.MALE))
+        culture = self._choose(CULTURES)
+        sex = self._choose((Sex.FEMALE, Sex.MALE))
         given = culture.female if sex is Sex.FEMALE else culture.male
-        return self._any(given), self._any(culture.family), sex, culture
+        return self._choose(given), self._choose(culture.family), sex, culture
 
     def _make_staff(self) -> None:
         with db.engine.connect() as connection:
             taken = set(connection.scalars(select(User.email)))
-        password = passwords.hash_password(self.password, ADMIN_EMAIL)  # one for all: bcrypt is slow on purpose
+        password = passwords.hash_password(self.password, ADMIN_EMAIL)  # all users share it: bcrypt is slow on purpose
         staff = {"password": password, "is_active": True}
         if ADMIN_EMAIL not in taken:
             admin = {"first_name": "Ada", "last_name": "Admin", "email": ADMIN_EMAIL, "role": str(Role.ADMIN)}
@@ -223,7 +223,7 @@ class Clinic:
 
     def _patients(self) -> Iterator[Row]:
         numbers = _record_numbers(self.chance, self.patients)
-        chance, choice, opened = self.chance.random, self._any, self.opened
+        chance, choice, opened = self.chance.random, self._choose, self.opened
         for mrn in numbers:
             first_name, last_name, sex, culture = self._person()
             diagnosis, summary = choice(DIAGNOSES)
@@ -250,7 +250,10 @@ class Clinic:
     # --- Appointments ---
 
     def _appointments(self) -> Iterator[Row]:
-        """Draw cells of a grid of times and doctors, so that no doctor and no patient has two appointments at once."""
+        """Draw appointments from a grid of slots and lanes, so that no two clash.
+
+        In a slot each lane has another doctor, and no patient is drawn twice.
+        """
         lanes = min(len(self.doctor_ids), len(self.patient_ids))
         days = max(WORKDAYS, -(-self.appointments // (SLOTS_A_DAY * lanes or 1)))
         cells = sorted(self.chance.sample(range(days * SLOTS_A_DAY * lanes), self.appointments))
@@ -304,7 +307,7 @@ class Clinic:
         return ids
 
 
-# SQLite settings of a bulk insert: a cache for the whole indexes, since names come in no order, and fewer checkpoints.
+# SQLite settings for a bulk insert: fewer checkpoints, and a cache for whole indexes, since names come in no order.
 BULKY = {"cache_size": -256 * 1024, "wal_autocheckpoint": 50_000}
 
 
@@ -326,7 +329,7 @@ def _bulky_connection() -> Iterator[Connection]:
 
 
 def _insert(connection: Connection, kind: type[Record], rows: list[Row], at: datetime) -> Sequence[int]:
-    """Insert records with their words and their history, and return their ids."""
+    """Insert records together with their words and their history, and return their ids."""
     ids = _new_ids(connection, kind, len(rows))
     for record_id, row in zip(ids, rows, strict=True):
         row.update(id=record_id, created_at=at, updated_at=at, version=1)
@@ -357,7 +360,7 @@ def _email(first_name: str, last_name: str, taken: set[str]) -> str:
 
 
 def _record_numbers(chance: random.Random, count: int) -> Iterator[str]:
-    """Yield medical record numbers that are not taken, in steps that share no factor with 900 million."""
+    """Yield unused medical record numbers. The step shares no factor with 900 million, so numbers do not repeat."""
     with db.engine.connect() as connection:
         taken = set(connection.scalars(select(Patient.mrn)))
     place = chance.randrange(900_000_000)
@@ -371,7 +374,7 @@ def _record_numbers(chance: random.Random, count: int) -> Iterator[str]:
 
 
 def _workday(first: date, number: int) -> date:
-    """Return the nth working day after `first`, a Monday."""
+    """Return the nth working day after `first`, which is a Monday."""
     weeks, day = divmod(number, 5)
     return first + timedelta(weeks=weeks, days=day)
 

@@ -1,4 +1,4 @@
-"""Idempotency-Key: a POST that is sent twice makes one record.
+"""Idempotency-Key: a POST that is sent again with its key makes no second record.
 
 https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 """
@@ -26,13 +26,13 @@ from server.database import affected_rows, db, now, upsert
 log = logging.getLogger("hosi")
 
 KEPT = timedelta(hours=24)
-LEASE = timedelta(minutes=10)  # of a request that uploads: a crash must not bar the retry for a day
+LEASE = timedelta(minutes=10)  # then a retry may take over a key whose request made nothing: it has crashed
 View = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right of one request to make the record of a key."""
+    """The right of a request to make the record of a key."""
 
     user_id: int
     key: str
@@ -40,7 +40,7 @@ class Claim:
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """Conditions for the key's row, which hold until another request takes the key over."""
+        """The conditions for the row of this claim. They select nothing after another request takes over the key."""
         return (
             IdempotencyKey.user_id == self.user_id,
             IdempotencyKey.key == self.key,
@@ -50,10 +50,10 @@ class Claim:
 
 
 def idempotent(kind: type[Record], show: Callable[[int], Any], lease: bool = False) -> Callable[[View], View]:
-    """Run a view that makes one `kind` once for each key, and answer a repetition with `show(id)`.
+    """Decorate a view that makes a record of `kind`: a repeated request with the same key answers `show(id)` instead.
 
-    The view says what it made by `made(record)`, and the key commits with the record. A view that uploads takes a
-    `lease`: its key is committed before the view runs, and deleted if the view fails.
+    The view calls `made(record)`, which ties the key to the record in the same transaction. A view that uploads needs
+    `lease=True`: its key is committed before the view runs, and deleted if the view fails.
     """
 
     def decorate(view: View) -> View:
@@ -84,7 +84,7 @@ def _repeat(kind: type[Record], record_id: int, show: Callable[[int], Any]) -> A
 
 
 def _run(claim: Claim, view: View, arguments: dict[str, Any], lease: bool) -> Any:
-    """Run the view under the claim. Commits the claim before it and deletes it after a failure, if it is a lease."""
+    """Run the view under the claim. A lease is committed before the view, and deleted if the view fails."""
     if lease:
         db.session.commit()
     g.idempotency_claim = claim
@@ -114,9 +114,9 @@ def _delete(claim: Claim) -> None:
 
 
 def made(record: Record) -> None:
-    """Tie the key of this request, if it has one, to the record that the view made, in the same transaction.
+    """Tie the request's key to the record that the view made, in the same transaction. Without a key, do nothing.
 
-    Raises `Conflict` when another request has taken the key over.
+    Raises `Conflict` if another request has taken over the key.
     """
     claim: Claim | None = g.get("idempotency_claim")
     if claim is None:
@@ -127,14 +127,14 @@ def made(record: Record) -> None:
 
 
 def _fingerprint(view: str, arguments: dict[str, Any]) -> str:
-    """Return a digest of the fields' values and of each file's content: a form sent again has another boundary."""
+    """Return a digest of the fields and the files' content. The body itself will not do: its boundary changes."""
 
-    def plain(part: BaseModel | Sequence[FileStorage]) -> Any:
+    def to_json(part: BaseModel | Sequence[FileStorage]) -> Any:
         if isinstance(part, BaseModel):
             return part.model_dump(mode="json")
         return [_sha256(file) for file in part]
 
-    content = json.dumps([view, {name: plain(part) for name, part in arguments.items()}], sort_keys=True)
+    content = json.dumps([view, {name: to_json(part) for name, part in arguments.items()}], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -146,12 +146,12 @@ def _sha256(file: FileStorage) -> str:
 
 
 def _claim(claim: Claim, fingerprint: str) -> int | None:
-    """Take the key and return None, or return the id of the record that was made under it.
+    """Take the key and return None; or, if a request with it has made a record, return the id of that record.
 
-    Raises `Invalid` when the key was used for other content, and `Conflict` while the first request is running.
+    Raises `Invalid` if the key was used for other content, and `Conflict` while the first request is running.
     """
     fresh = {"fingerprint": fingerprint, "claimed_at": claim.claimed_at, "record_id": None}
-    mine = IdempotencyKey.user_id == claim.user_id, IdempotencyKey.key == claim.key
+    same_key = IdempotencyKey.user_id == claim.user_id, IdempotencyKey.key == claim.key
     row = None
     while row is None:  # a first request that fails deletes its key between these two statements
         inserted = db.session.execute(
@@ -162,10 +162,10 @@ def _claim(claim: Claim, fingerprint: str) -> int | None:
         ).first()
         if inserted:
             return None
-        row = db.session.execute(select(IdempotencyKey.__table__).where(*mine).with_for_update()).one_or_none()
+        row = db.session.execute(select(IdempotencyKey.__table__).where(*same_key).with_for_update()).one_or_none()
     age = claim.claimed_at - row.claimed_at
     if age > KEPT or (row.record_id is None and age > LEASE):
-        db.session.execute(update(IdempotencyKey).where(*mine).values(**fresh))
+        db.session.execute(update(IdempotencyKey).where(*same_key).values(**fresh))
         return None
     if row.fingerprint != fingerprint:
         raise errors.Invalid({"Idempotency-Key": ["This key was used for a request with other content."]})
@@ -175,5 +175,5 @@ def _claim(claim: Claim, fingerprint: str) -> int | None:
 
 
 def sweep() -> int:
-    """Delete keys older than `KEPT` and return how many."""
+    """Delete the keys older than `KEPT`. Return how many."""
     return affected_rows(delete(IdempotencyKey).where(IdempotencyKey.claimed_at < now() - KEPT))

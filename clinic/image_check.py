@@ -1,4 +1,4 @@
-"""Compares the images in the database with the pictures in the stores: `flask images verify`."""
+"""Compares the images in the database with the files in the stores: `flask images verify`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,11 +11,11 @@ from server.database import reader
 
 
 def verify(begin: Callable[[int], None], progress: Callable[[int], None]) -> Iterator[str]:
-    """Yield a sentence for each image without a picture, and for each picture without an image or upload.
+    """Yield a sentence for each image without a file, and for each file without an image or upload.
 
-    Calls `begin` with the number of images, and `progress` with the number compared. Raises `StoreError` when a store
-    cannot be asked. The database is read before the stores and again after them, so that images which are filed or
-    erased meanwhile are not accused.
+    Calls `begin` with the number of images, then `progress(1)` for each. Raises `StoreError` if a store does not
+    answer. Reads the database before the stores and again after them: images that are filed or erased meanwhile are no
+    faults.
     """
     before = _images()
     known = stores()
@@ -36,7 +36,7 @@ def verify(begin: Callable[[int], None], progress: Callable[[int], None]) -> Ite
 
 
 def _images() -> dict[str, Any]:
-    """Return the images of the database, archived images too, by public_id."""
+    """Return all images of the database by their public_id. Archived images are among them."""
     with reader() as connection:
         rows = connection.execute(
             select(Image.id, Image.report_id, Image.public_id, Image.image_url).order_by(Image.id)

@@ -1,4 +1,4 @@
-"""Registers every listener of the SQLAlchemy session: nothing else listens to it."""
+"""Registers the listeners of the SQLAlchemy session. No other module listens to it."""
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session
@@ -10,7 +10,7 @@ AFTER_FLUSH = (chain.write_flushed, search.index_words)  # in this order
 
 
 def register() -> None:
-    """Register the listeners for all sessions of the process. A second call changes nothing."""
+    """Register the listeners for all sessions of the process. Further calls change nothing."""
     for listener in AFTER_FLUSH:
         if not event.contains(Session, "after_flush", listener):
             event.listen(Session, "after_flush", listener)

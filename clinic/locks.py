@@ -1,7 +1,8 @@
-"""Locks accounts for a transaction, so that of a write and a change of its sender's rights one is first.
+"""Locks accounts for a transaction: a write and a change of its sender's rights cannot overlap.
 
-On PostgreSQL these are advisory locks by user id: row locks do not serve (`FOR SHARE` on login_sessions waits and then
-returns the old role; on users it deadlocks two bookings of one doctor). SQLite needs none: it has one writer.
+On PostgreSQL these are advisory locks by user id. Row locks fail here: `FOR SHARE` on login_sessions waits, then
+returns the old role, and `FOR SHARE` on users deadlocks two bookings of a doctor. SQLite allows a single writer, so it
+needs no such locks.
 """
 
 from collections.abc import Collection
@@ -10,7 +11,7 @@ from sqlalchemy import text
 
 from server.database import db
 
-_CLASS = 0x486F7369  # the first key of our advisory locks
+_CLASS = 0x486F7369  # the first of the two keys of an advisory lock: it marks locks of accounts
 
 
 def statements(shared: Collection[int], exclusive: Collection[int]) -> str:
@@ -27,6 +28,6 @@ def statements(shared: Collection[int], exclusive: Collection[int]) -> str:
 
 
 def lock_account(user_id: int) -> None:
-    """Lock an account whose logins this transaction is to end. It must be the first statement of the transaction."""
+    """Lock an account before this transaction ends its logins. It must be the first statement of the transaction."""
     if sql := statements((), (user_id,)):
         db.session.execute(text(sql))

@@ -13,15 +13,15 @@ from server.database import refuse_open_transaction
 bcrypt = Bcrypt()
 
 FEWEST_GUESSES = 10**6  # minimum zxcvbn guess estimate we accept
-JUDGED = 30  # zxcvbn is slow on unusual characters: it judges the first 30 characters alone
+JUDGED = 30  # zxcvbn scores only the first 30 characters: it is slow on unusual characters
 _zxcvbn = Lock()  # zxcvbn keeps `user_inputs` in a global that all threads share
 
 
 def hash_password(password: str, email: str, *names: str, field: str = "password") -> str:
-    """Return the bcrypt hash of a new password. Takes long on purpose, so no transaction may be open.
+    """Return the bcrypt hash of a new password. bcrypt is slow on purpose, so no transaction may be open.
 
-    `names` are the owner's names and `field` is the request's field, for the error.
-    Raises `Invalid` for a password that is short or well known (NIST SP 800-63B section 5.1.1.2).
+    A password must not be the owner's `email` or close to the owner's `names`. An error names the request's `field`.
+    Raises `Invalid` for a password that is short or easy to guess (NIST SP 800-63B section 5.1.1.2).
     """
     refuse_open_transaction("hash_password")
     plain = _normalised(password).strip()
@@ -34,7 +34,7 @@ def hash_password(password: str, email: str, *names: str, field: str = "password
 
 
 def rehash(password: str) -> str:
-    """Return the hash of a password that was accepted earlier, at today's cost. No transaction may be open."""
+    """Return the hash of an accepted password at the cost `BCRYPT_LOG_ROUNDS`. No transaction may be open."""
     refuse_open_transaction("rehash")
     return str(bcrypt.generate_password_hash(_normalised(password), _rounds()), "ascii")
 
@@ -42,15 +42,15 @@ def rehash(password: str) -> str:
 def is_right(password: str, password_hash: str | None) -> bool:
     """Return whether `password_hash` is the hash of `password`. No transaction may be open.
 
-    Takes the same time for a missing hash and for a hash of a lower cost: time must not tell which emails have an
-    account.
+    A missing hash and a hash of lower cost take the same time: the time must not tell which emails have an account.
     """
     refuse_open_transaction("is_right")
     password = _normalised(password)
     right = bcrypt.check_password_hash(password_hash or _hash_of_no_password(_rounds()), password)
     if password_hash:
-        for missing in range(_cost(password_hash), _rounds()):  # 2^n + 2^n + 2^(n+1) + … + 2^(m-1) = 2^m
-            bcrypt.check_password_hash(_hash_of_no_password(missing), password)
+        # A hash of cost n takes 2^n. The checks add up to the full cost m: 2^n + 2^n + 2^(n+1) + … + 2^(m-1) = 2^m.
+        for cost in range(_cost(password_hash), _rounds()):
+            bcrypt.check_password_hash(_hash_of_no_password(cost), password)
     return bool(right and password_hash)
 
 
@@ -60,17 +60,17 @@ def is_outdated(password_hash: str) -> bool:
 
 
 def _guesses(password: str, user_inputs: list[str]) -> int:
-    """Return zxcvbn's estimate for the first characters of the password; the whole takes at least as many guesses."""
-    from zxcvbn import zxcvbn  # a large module: imported when the first password is chosen
+    """Return zxcvbn's estimate for the first characters: the whole password takes at least as many guesses."""
+    from zxcvbn import zxcvbn  # a large module, not needed before the first new password
 
     with _zxcvbn:
         return int(zxcvbn(password[:JUDGED], user_inputs)["guesses"])
 
 
 def _normalised(password: str) -> str:
-    """Return the NFKC form: keyboards write `é` in two ways (NIST SP 800-63B section 5.1.1.2).
+    """Return the NFKC form, since keyboards write `é` in two ways (NIST SP 800-63B section 5.1.1.2).
 
-    Longer passwords stay as they are: NFKC of a million combining marks takes hours.
+    Over 1,000 characters the password stays as it is: NFKC of a million combining marks takes hours.
     """
     return unicodedata.normalize("NFKC", password) if len(password) <= 1000 else password
 
@@ -90,4 +90,5 @@ def _hash_of_no_password(rounds: int) -> str:
 
 
 def init_app(app: Flask) -> None:
+    """Set up bcrypt."""
     bcrypt.init_app(app)

@@ -56,11 +56,11 @@ class QueryShape:
     filters: tuple[tuple[str, int], ...] = ()  # column, number of values
     bounds: tuple[str, ...] = ()  # parameters that bound the span of times
     words: tuple[int, ...] | None = None  # for each word of a search the number of its prefixes; None without a search
-    after: Literal["", "value", "null"] = ""  # what the cursor has in the first column of the order
+    after: Literal["", "value", "null"] = ""  # the cursor's value in the first column of the order; "" without a cursor
 
 
 class Statements:
-    """The SELECTs of one collection. Each is built once for a shape and kept: compiled SQL is cached by identity."""
+    """The SELECTs of a collection. Each is built once for a shape and kept: compiled SQL is cached by identity."""
 
     def __init__(
         self,
@@ -101,9 +101,9 @@ class Statements:
         born = given.pop("date_of_birth")[0] if q and len(given.get("date_of_birth", ())) == 1 else None
         counts = []
         for name, value in given.items():
-            several = _padded(value if isinstance(value, list) else [value])
-            counts.append((name, len(several)))
-            values |= {f"{name}_{n}": several[n] for n in range(len(several))}
+            choices = _padded(value if isinstance(value, list) else [value])
+            counts.append((name, len(choices)))
+            values |= {f"{name}_{n}": choice for n, choice in enumerate(choices)}
         filters = tuple(counts)
         if q:
             words, word_values = search.parameters(q, born, after)
@@ -120,8 +120,8 @@ class Statements:
     def _page(self, shape: QueryShape) -> Select[Any]:
         """Select the first `limit` rows, or the first after the cursor.
 
-        No index has all the rows of a page in order where a filter has several values, or where the order's first
-        column may be null. Then each branch reads `limit` ids by an index, and the statement merges the branches.
+        An index has the rows of a page in order, but not if a filter has several values, or if the order's first column
+        may be null. Then each branch reads `limit` ids by an index, and the statement merges the branches.
         """
         limit = bindparam("limit", type_=Integer)
         if shape.words is not None:
@@ -141,7 +141,7 @@ class Statements:
         return rows.order_by(*([column.is_(None)] if column.nullable else []), *order).limit(limit)
 
     def _whole(self, shape: QueryShape) -> list[Select[Any]]:
-        """Select all rows: in one statement, or in two if the order's first column may be null."""
+        """Select all rows, in a single statement, or in two if the order's first column may be null."""
         if shape.words is not None:
             return [search.rows(self.rows, self.kind, shape.words, self._conditions(shape))]
         rows = self.rows.where(*self._filters(shape)).order_by(*self._order(shape))
@@ -152,18 +152,20 @@ class Statements:
             return search.count(self.kind, shape.words, self._conditions(shape))
         return select(func.count()).select_from(self.kind.__table__).where(*self._conditions(shape))
 
-    # --- Their parts ---
+    # --- Parts of statements ---
 
     def _order(self, shape: QueryShape) -> list[ColumnElement[Any]]:
         return [self.columns[name].desc() if shape.descending else self.columns[name] for name in shape.order]
 
     def _halves(self, shape: QueryShape) -> list[tuple[Conditions, Conditions]]:
-        """Return the halves of the order that the page still has to read, each with where it begins.
+        """Return the halves of the order that follow the cursor: the rows with a value, then the rows with null.
 
-        Nulls in the order's first column come last, in both directions. An expression index on
-        `(admitted_at IS NULL, admitted_at, id)` cannot replace the halves. At 100,000 rows a descending page then sorts
-        the table (100 ms on PostgreSQL, 169 ms on SQLite), and SQLite walks the index to the cursor (19 ms). A page in
-        two halves takes 0.1 ms on SQLite and 0.5 to 1 ms on PostgreSQL.
+        Each half is its own condition and the condition for where the page begins in it. Nulls in the order's first
+        column come last, in both directions.
+
+        An expression index on `(admitted_at IS NULL, admitted_at, id)` cannot replace the halves. With it and 100,000
+        rows, a descending page sorts the table: 100 ms on PostgreSQL, 169 ms on SQLite. SQLite also walks the index to
+        the cursor, which takes 19 ms. A page in two halves takes 0.1 ms on SQLite and 0.5 to 1 ms on PostgreSQL.
         """
         column = self.columns[shape.order[0]]
         beyond = [self._beyond(shape)] if shape.after else []
@@ -175,7 +177,7 @@ class Statements:
         return halves[:1] if shape.bounds else halves
 
     def _beyond(self, shape: QueryShape) -> Condition:
-        """Rows that follow the cursor in the order. In the half of nulls the first column has nothing to compare."""
+        """Return the condition for rows after the cursor. Among nulls it compares only the columns after the first."""
         pairs: list[Any] = [
             (self.columns[name], bindparam(f"after_{n}", type_=self.columns[name].type))
             for n, name in enumerate(shape.order)
@@ -188,9 +190,9 @@ class Statements:
         return [self.live, *self._filters(shape)]
 
     def _filters(self, shape: QueryShape, but: str = "") -> Conditions:
-        """Return the conditions of all filters, save the filter named `but`."""
+        """Return the conditions of all filters and bounds, without the filter named `but`."""
         conditions: Conditions = []
-        # The cursor lies within this bound. SQLite would seek to the bound and walk from there to the cursor.
+        # The cursor is already within this bound. With the bound, SQLite would walk from it to the cursor.
         needless = self.bounds[shape.descending] if shape.after == "value" and shape.order[0] == self.span else ""
         for name in shape.bounds:
             column, bound = self._column(shape, self.span), bindparam(name, type_=UTCDateTime)
@@ -200,9 +202,9 @@ class Statements:
         return conditions
 
     def _split_filters(self, shape: QueryShape) -> list[Conditions]:
-        """Return the conditions once for each value of the most selective filter that has several values.
+        """Return conditions for each value of the most selective filter that has several values.
 
-        For one value an index has the rows in the page's order.
+        For a single value, an index has the rows in the page's order.
         """
         counts = dict(shape.filters)
         name = next((name for name in SELECTIVE_FILTERS if 1 < counts.get(name, 0) <= MOST_BRANCHES), "")
@@ -228,11 +230,11 @@ class Statements:
 
 
 class _WithoutIndex(FunctionElement[Any]):
-    """Hides this column's index from SQLite's planner, which has no statistics to go by.
+    """Hides this column's index from SQLite's planner, which has no statistics.
 
-    See "unary plus" in https://sqlite.org/optoverview.html. At 100,000 rows, with it and without: a search with a
-    status takes 0.2 and up to 62 ms, a patient's appointments with a doctor 0.01 and 2 ms, a doctor's appointments with
-    a status 0.07 and up to 0.45 ms. The rest of a request takes 1 ms.
+    See "unary plus" in https://sqlite.org/optoverview.html. Milliseconds at 100,000 rows, with it and without it:
+    a search with a status 0.2 and up to 62; a patient's appointments with a doctor 0.01 and 2; a doctor's appointments
+    with a status 0.07 and up to 0.45. The rest of a request takes 1 ms.
     """
 
     inherit_cache = True
@@ -253,14 +255,14 @@ def _unary_plus(element: Any, compiler: Any, **kwargs: Any) -> str:
 
 
 def _padded(values: list[Any]) -> list[Any]:
-    """Drop repeated values, then repeat the last one up to a power of two: few shapes mean few statements."""
-    different = list(dict.fromkeys(values))
-    length = 1 << (len(different) - 1).bit_length()
-    return different + different[-1:] * (length - len(different))
+    """Drop repeated values, then repeat the last value up to a power of two: few shapes mean few statements."""
+    distinct = list(dict.fromkeys(values))
+    length = 1 << (len(distinct) - 1).bit_length()
+    return distinct + distinct[-1:] * (length - len(distinct))
 
 
 def _from_json(value: Any, column: ColumnElement[Any]) -> Any:
-    """Return a cursor's value as the type of its column: JSON has no times, and SQLite's times have no zone."""
+    """Return a cursor's value in the type of its column. In a cursor, times are texts; on SQLite they have no zone."""
     if isinstance(column.type, UTCDateTime) and value is not None:
         time = iso8601.read_time(value)
         return time if time.tzinfo else time.replace(tzinfo=UTC)

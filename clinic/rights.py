@@ -1,4 +1,4 @@
-"""Who may do and see what: the guard of each route, and whose records a caller may change."""
+"""Says who may do what: the guard of each route, and the records and fields that a caller may change."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,20 +13,20 @@ from server import errors
 from server.endpoint import Access, View, check_if_match, with_access
 from server.endpoint import public as public
 
-# For `guard`. It enforces all but the owner of a record, which a view with OWNER_OR_ADMIN checks.
+# Arguments of `guard`. With OWNER_OR_ADMIN the view itself checks the owner of the record.
 SIGNED_IN = Access("any signed-in user")
 OWNER_OR_ADMIN = Access("administrators, and doctors for their own records", may_forbid=True)
 ADMIN = Access("administrators", may_forbid=True)
 
 REPORT_READERS = (str(Role.ADMIN), str(Role.DOCTOR))
 
-# The column that names the owner. A doctor changes only their own records; every doctor changes patients.
+# The column with the owner's id. A doctor changes only their own records. Patients have no owner.
 OWNER: dict[type[Record], str | None] = {User: "id", Patient: None, Appointment: "user_id", Report: "user_id"}
 
-# The fields that only an administrator may change. The same value sent back is no change.
+# Only an administrator may change these fields. Anybody may send their present value back.
 ADMIN_FIELDS: dict[type[Record], set[str]] = {User: {"role", "is_active"}, Appointment: {"overbooked"}}
 
-# A change of these fields moves an appointment to another slot.
+# A new value for any of these fields moves an appointment to another slot.
 SLOT_FIELDS = ("appointment_datetime", "duration_minutes", "patient_id", "user_id")
 
 
@@ -40,9 +40,9 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 def editable(kind: type[Kind], record_id: int, *options: Any) -> Kind:
-    """Return a record that the caller may change, locked until the commit.
+    """Return a record that the caller may change, locked until the commit. `options` load its relations.
 
-    Raises `NotFound`, `Forbidden`, or `PreconditionFailed` when the request's If-Match names another version.
+    Raises `NotFound`, `Forbidden`, or `PreconditionFailed` if the request's If-Match names another version.
     """
     record = models.find_for_update(kind, record_id, *options)
     _refuse_others(kind, _owner_of(record), "change")
@@ -51,9 +51,9 @@ def editable(kind: type[Kind], record_id: int, *options: Any) -> Kind:
 
 
 def with_history(kind: type[Kind], record_id: int) -> Kind:
-    """Return a record whose history the caller may read: a record they may change; an archived one for administrators.
+    """Return a record whose history the caller may read: any record that they may change.
 
-    Raises `NotFound` or `Forbidden`.
+    Only an administrator gets an archived record. Raises `NotFound` or `Forbidden`.
     """
     record = (models.find_any if caller().is_admin else models.find)(kind, record_id)
     _refuse_others(kind, _owner_of(record), "read the history of")
@@ -61,28 +61,28 @@ def with_history(kind: type[Kind], record_id: int) -> Kind:
 
 
 def change(record: Record, changes: dict[str, Any]) -> None:
-    """Change the record's fields as far as the caller may. Raises `Forbidden`, and what `record.change` raises."""
+    """Change the record's fields. Raises `Forbidden` if the caller may not, and the errors of `record.change`."""
     _refuse_admin_fields(record, changes)
     moved = isinstance(record, Appointment) and any(
         field in changes and changes[field] != getattr(record, field) for field in SLOT_FIELDS
     )
     record.change(changes)
     if moved and isinstance(record, Appointment) and record.overbooked and not caller().is_admin:
-        record.overbooked = False  # an administrator allowed it for another slot
+        record.overbooked = False  # an administrator allowed it for the old slot
     _refuse_others(type(record), _owner_of(record), "change" if record.id else "create")
 
 
 def create(kind: type[Kind], fields: dict[str, Any]) -> Kind:
-    """Return a new record: the caller's own unless `fields` name another user. Raises as `change` does."""
+    """Return a new record. Its owner is the caller, unless `fields` name another user. Raises as `change` does."""
     record = kind()
     change(record, _with_owner(fields))
     return record
 
 
 def check_report(fields: dict[str, Any], report: Report | None = None) -> None:
-    """Raise what `create(Report, fields)` or `change(report, fields)` would raise, and build nothing.
+    """Raise the errors that `create(Report, fields)` or `change(report, fields)` would raise, but change nothing.
 
-    A request with images asks before it sends them.
+    A request with images calls it before it uploads them.
     """
     before = {"patient_id": report.patient_id, "user_id": report.user_id} if report else {}
     after: dict[str, int] = {**before, **_with_owner(fields)}
@@ -91,7 +91,7 @@ def check_report(fields: dict[str, Any], report: Report | None = None) -> None:
 
 
 def _with_owner(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record; where they name no user, it is the caller's."""
+    """Return the fields of a record, with the caller's id in place of a `user_id` that is None."""
     return {**fields, "user_id": caller().id} if "user_id" in fields and fields["user_id"] is None else fields
 
 
@@ -101,7 +101,7 @@ def _owner_of(record: Record) -> int | None:
 
 
 def _refuse_others(kind: type[Record], owner_id: int | None, verb: str) -> None:
-    """Raise `Forbidden` unless a record of this owner is one that the caller may change."""
+    """Raise `Forbidden` unless the caller may change a record of this kind and owner."""
     if caller().is_admin or OWNER[kind] is None or owner_id == caller().id:
         return
     what = "accounts" if kind is User else f"{kind.noun()}s"
@@ -115,24 +115,24 @@ def _refuse_admin_fields(record: Record, changes: dict[str, Any]) -> None:
 
 
 def authenticate(admins_only: bool = False, signs_out: int | None = None) -> None:
-    """Set the caller of this request, and have each of its transactions begin by looking at their rights again.
+    """Set the caller of this request. Each of its transactions then begins by checking the caller's rights again.
 
-    `signs_out` is the user whose rights or logins the request changes; None for nobody, 0 for the caller. Of a write
-    and a demotion, deactivation, archive or logout of its sender one is first, and the other sees it.
+    So a caller who is demoted, deactivated, archived or logged out meanwhile writes nothing any more. `signs_out` is
+    the id of the user whose rights or logins the request changes; None for nobody, 0 for the caller.
     Raises `Unauthorized` or `Forbidden`.
     """
 
-    def refuse() -> None:
+    def refuse_others() -> None:
         if admins_only and not g.caller.is_admin:
             raise errors.Forbidden("Only an administrator can do this.")
 
-    def look_again() -> None:
+    def check_again() -> None:
         g.caller = identify_again(g.caller, () if signs_out is None else (signs_out or g.caller.id,))
-        refuse()
+        refuse_others()
 
     g.caller = identify()
-    refuse()
-    g.begin_transaction = look_again
+    refuse_others()
+    g.begin_transaction = check_again
 
 
 def guard(access: Access, signs_out: str = "", once: bool = False) -> Callable[[View], View]:
@@ -140,7 +140,7 @@ def guard(access: Access, signs_out: str = "", once: bool = False) -> Callable[[
 
     A view with `OWNER_OR_ADMIN` checks the record's owner itself, by `editable`, `create`, `change` or `with_history`.
     `signs_out` names the user whose rights or logins the view changes: an argument of the path, or "caller".
-    `once` does not look at the rights again in the transaction: of two logouts at once both succeed.
+    `once` checks the rights only at the start, not again in the transaction: two concurrent logouts both succeed.
     """
 
     def decorate(view: View) -> View:

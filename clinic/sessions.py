@@ -1,4 +1,4 @@
-"""Login sessions and their tokens: open one, refresh it, end it, and find the caller of a request by it."""
+"""Opens, refreshes and ends login sessions, and finds the caller of a request by its token."""
 
 import logging
 import re
@@ -27,8 +27,8 @@ log = logging.getLogger("hosi.auth")
 tokens = JWTManager()
 
 ACCESS, REFRESH = "access", "refresh"
-GRACE = timedelta(seconds=10)  # two tabs, or a retry on a bad line, may send one refresh token twice
-KEPT = timedelta(days=30)  # after its end, for `clinic.lockout` to know where its owner signed in from
+GRACE = timedelta(seconds=10)  # two tabs, or a retry on a bad line, may send the same refresh token
+KEPT = timedelta(days=30)  # after the session ends: clinic/lockout.py reads the addresses of recent logins
 _ENDED = "This login has ended. Please sign in again."
 
 
@@ -42,6 +42,7 @@ class Caller:
 
     @property
     def is_admin(self) -> bool:
+        """Whether the caller is an administrator."""
         return self.role == Role.ADMIN
 
 
@@ -55,12 +56,12 @@ class Claims(BaseModel):
     sid: int = Field(ge=1, le=LARGEST_ID)  # the login session's id
     iat: int
     exp: int
-    gen: int = 0  # of a refresh token: the generation of its session, from 1 on
+    gen: int = 0  # in a refresh token: its generation, from 1 on
 
 
 @lru_cache(maxsize=4096)
 def _verified(token: str, key: str) -> Claims:
-    """Return the claims of a token whose signature is right. The caller checks `exp` at each use."""
+    """Return the claims of a token, and check its signature. The result is cached, so `exp` is not checked here."""
     claims = jwt.decode(
         token,
         key,
@@ -71,13 +72,13 @@ def _verified(token: str, key: str) -> Claims:
 
 
 def _claims(purpose: str) -> Claims:
-    """Return the claims of the bearer token, which must be for this purpose. Raises `Unauthorized`."""
+    """Return the claims of the request's bearer token. Raises `Unauthorized`, also for a token of another purpose."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise errors.Unauthorized(f"Please sign in: this needs the header Authorization: Bearer <{purpose} token>.")
     try:
         claims = _verified(token.strip(), current_app.config["JWT_SECRET_KEY"])
-    except (jwt.PyJWTError, ValueError, RecursionError):  # RecursionError: a header of thousands of brackets
+    except (jwt.PyJWTError, ValueError, RecursionError):  # RecursionError: thousands of nested brackets in the token
         raise errors.Unauthorized("This token is not valid. Please sign in again.") from None
     if claims.type != purpose:
         raise errors.Unauthorized(f"This is not {'an access' if purpose == ACCESS else 'a refresh'} token.")
@@ -95,7 +96,7 @@ _session_and_user = (
 
 
 def identify() -> Caller:
-    """Return the caller, by one SQL statement. Raises `Unauthorized`."""
+    """Return the caller of this request, with a single SQL statement. Raises `Unauthorized`."""
     claims = _claims(ACCESS)
     rows = fast_reads.read(_session_and_user, {"sid": claims.sid, "now": now()})
     if request.method not in ("GET", "HEAD"):
@@ -107,10 +108,11 @@ def identify() -> Caller:
 
 
 def identify_again(caller: Caller, exclusive: Collection[int] = ()) -> Caller:
-    """Return the caller as the session's transaction sees them: its first statement, in one message with the locks.
+    """Return the caller with their rights as of now, and lock their account until the commit.
 
-    The transaction changes the rights or logins of the `exclusive` users. From here to its commit nobody changes the
-    rights of the caller. Raises `Unauthorized` if the login has ended meanwhile.
+    It must be the first statement of the session's transaction. `exclusive` are the users whose rights or logins the
+    transaction changes. Until the commit, nobody else can change the rights of the caller.
+    Raises `Unauthorized` if the login has ended meanwhile.
     """
     row = db.session.execute(
         _session_and_user,
@@ -141,7 +143,7 @@ _new_session = insert(_sessions).returning(_sessions.c.id)
 
 
 def open_session(user: User | Row[Any]) -> TokensOut:
-    """Open a login session of this user on the calling device and write the sign-in into the history."""
+    """Open a login session for the user, add the sign-in to the history, and return tokens. Commits nothing."""
     address = client_address()
     session = {
         "user_id": user.id,
@@ -158,12 +160,12 @@ def open_session(user: User | Row[Any]) -> TokensOut:
 def refresh_session() -> TokensOut:
     """Return a new pair of tokens for the request's refresh token. Raises `Unauthorized`.
 
-    A refresh token that comes again later than `GRACE` ends its session and commits that: it may be stolen.
+    A token that is used again after `GRACE` may be stolen: its session ends, and this is committed.
     """
     claims = _claims(REFRESH)
     if not re.fullmatch(r"[1-9][0-9]{0,8}", claims.sub, re.ASCII):
         raise errors.Unauthorized(_ENDED)
-    locks.lock_account(int(claims.sub))  # a token that was used before ends the login
+    locks.lock_account(int(claims.sub))  # this transaction may end the login
     session = db.session.scalar(
         select(LoginSession)
         .where(LoginSession.id == claims.sid, LoginSession.ended_at.is_(None), LoginSession.expires_at > now())
@@ -190,7 +192,7 @@ def refresh_session() -> TokensOut:
 
 
 def end_sessions(user_id: int, only: int | None = None) -> int:
-    """Lock the account, end all its open login sessions or the session `only`, and return how many were open."""
+    """Lock the account and end its open login sessions, or the session `only`. Return how many were open."""
     locks.lock_account(user_id)
     ended = update(LoginSession).where(*LoginSession.is_open(user_id)).values(ended_at=now())
     return affected_rows(ended if only is None else ended.where(LoginSession.id == only))
@@ -206,10 +208,11 @@ def log_out(caller: Caller, everywhere: bool) -> None:
 
 
 def forget_old_sessions() -> int:
-    """Delete the sessions that ended or expired before `KEPT`, and return how many."""
+    """Delete the sessions that ended or expired longer ago than `KEPT`. Return how many."""
     past = now() - KEPT
     return affected_rows(delete(LoginSession).where((LoginSession.expires_at < past) | (LoginSession.ended_at < past)))
 
 
 def init_app(app: Flask) -> None:
+    """Set up Flask-JWT-Extended, which makes the tokens."""
     tokens.init_app(app)
