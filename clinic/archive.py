@@ -72,7 +72,7 @@ def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
     """Erase an archived record for good: a patient with reports and appointments, a report with its images.
 
     Commits nothing: run it in a transaction, so that a killed purge leaves no half record. Returns False if the record
-    was restored meanwhile. The history keeps its entries without their values. `images.sweep` destroys the images in the store.
+    was restored meanwhile. The history keeps its entries without their values. `images.sweep` destroys the files.
     """
     db.session.scalar(select(kind.id).where(kind.id == record_id).with_for_update())  # waits for a restore
     record = db.session.scalar(select(kind).where(kind.id.in_(erasable(kind, before).where(kind.id == record_id))))
