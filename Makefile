@@ -7,7 +7,7 @@ export FLASK_APP := app.py
 .PHONY: help run test lint seed lock bench fuzz docs postman newman clean
 .DEFAULT_GOAL := help
 
-help:  ## list these commands
+help:  ## list the commands
 	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 $(VENV)/pyvenv.cfg:
@@ -30,7 +30,7 @@ run: $(VENV)/.run .env  ## set everything up and serve at http://127.0.0.1:5000
 	$(BIN)/gunicorn
 
 WORKERS ?= 3
-test: $(VENV)/.dev  ## set everything up and run the whole suite, on SQLite and PostgreSQL (less: make test ARGS='-m "not slow"')
+test: $(VENV)/.dev  ## set everything up and run the whole suite, on SQLite and PostgreSQL (quicker: make test ARGS='-m "not slow"')
 	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory newman; fi
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
@@ -39,7 +39,7 @@ lint: $(VENV)/.dev  ## check style and types, with ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure what requests cost and write bench/RESULTS.md
+bench: $(VENV)/.dev  ## measure the cost of requests and write bench/RESULTS.md
 	$(BIN)/python -m bench --save
 
 seed: $(VENV)/.run .env  ## fill the database with a small demonstration clinic
@@ -51,16 +51,16 @@ lock: $(VENV)/.dev  ## lock requirements*.in into requirements*.txt, with hashes
 	$(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
 
 MINUTES ?= 10
-fuzz: $(VENV)/.dev  ## send requests made up from the OpenAPI document, on both engines, for MINUTES=10
+fuzz: $(VENV)/.dev  ## send requests generated from the OpenAPI document, on SQLite and PostgreSQL, for MINUTES=10
 	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
 
 docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collection
 	$(BIN)/python docs/make.py
 
-newman: node_modules/.bin/newman  ## install newman, which runs the Postman collection (make test does this, if npm is there)
+newman: node_modules/.bin/newman  ## install newman, which runs the Postman collection (make test does this if npm is installed)
 node_modules/.bin/newman:
 	npm install --no-save --no-package-lock --no-fund --no-audit newman@6
 
-clean:  ## remove the virtual environment and caches, never the data in instance/
+clean:  ## remove the virtual environment and the caches, but never the data in instance/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

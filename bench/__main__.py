@@ -2,8 +2,8 @@
 
     python -m bench [sqlite] [postgresql] [--save]
 
-PostgreSQL is the one at TEST_DATABASE_URL, else one that is started here. Exit code 1 if a figure misses its mark.
-Medians of interleaved rounds; CPU is that of this process, so the database's own is in it on SQLite alone.
+PostgreSQL is the server at TEST_DATABASE_URL; without it, the bench starts a server. Exit code 1 if a figure misses its
+mark. Figures are medians of interleaved rounds. CPU is that of this process, which on SQLite includes the database's.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ KEYS = {name: secret * 40 for name, secret in (("SECRET_KEY", "s"), ("JWT_SECRET
 ZONE = "Africa/Nairobi"
 PASSWORD = "correct horse battery"
 ADA = {"first_name": "Ada", "last_name": "Otieno", "email": "ada@clinic.test", "password": PASSWORD, "role": "admin"}
-CONNECTIONS = 48  # that are kept; of few that are opened at once, one worker may get all
+CONNECTIONS = 48  # kept open; with few connections, a single worker might get them all
 SMALL, LARGE, WHOLE, BOOKED = 1_000, 1_000_000, 100_000, 200_000
 
 
@@ -58,7 +58,7 @@ class Figure:
     unit: str  # "x", "ms", "MB", ...
     most: float
     detail: str = ""
-    least: bool = False  # the mark is to be reached, not kept under
+    least: bool = False  # the value must be at least `most`, not at most
 
     @property
     def good(self) -> bool:
@@ -139,7 +139,7 @@ def databases(engine: str) -> Iterator[Callable[[str], str]]:
 
 
 def serve(url: str, folder: str, **rows: int) -> tuple[Asker, str]:
-    """The application on a new database with so many rows, and a token for it."""
+    """Return a client of the application on a new database with these rows, and an access token."""
     app = create_app(
         {
             "FLASK_ENV": "testing",
@@ -334,7 +334,7 @@ def gunicorn(url: str, folder: str, count: int) -> Iterator[str]:
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     try:
         address, quick = f"http://127.0.0.1:{port}", 0
-        while quick < 50:  # until every worker is up: one that is not would keep some waiting
+        while quick < 50:  # until every worker is up: requests would wait for a worker that still starts
             began = time.monotonic()
             with contextlib.suppress(OSError), urlopen(f"{address}/healthz", timeout=60) as answer:
                 quick += answer.status == 200

@@ -1,11 +1,11 @@
-"""A thousand random edits of the history's rows, by one who can write to the database but has no AUDIT_KEY.
+"""Edits rows of the history at random, as an attacker with the database but without AUDIT_KEY would.
 
     python bench/audit_edits.py [--edits 1000] [--seed 1]         # on SQLite
     DATABASE_URL=postgresql://… python bench/audit_edits.py       # on that server, in a database of its own
 
-Each is to be found by `flask audit verify`, by the name of the record, and is then undone. What leaves no trace in the
-database (the history of a record that was purged, taken out as a whole; failed sign-ins cut off together with an
-older head put back) is to be found by `flask audit verify --head`. Exit code 1 if any is not.
+`flask audit verify` must find each edit and name its record. Each edit is then undone. Some edits leave no trace in the
+database: removing the whole history of a purged record, or removing failed sign-ins and restoring the older head.
+`flask audit verify --head` must find these. Exit code 1 if any edit is missed.
 """
 
 import argparse
@@ -58,12 +58,12 @@ class Person:
         return dict(response.get_json())
 
     def mistype(self) -> None:
-        """Tries to sign in with a wrong password."""
+        """Try to sign in with a wrong password."""
         self.http.post("/login", json={**self.login, "password": "a wrong one"})
 
 
 def picture(format: str = "PNG") -> tuple[io.BytesIO, str]:
-    """A file for a form."""
+    """Return a file for a form."""
     file = io.BytesIO()
     Image.new("RGB", (40, 30), "navy").save(file, format)
     file.seek(0)
@@ -71,7 +71,7 @@ def picture(format: str = "PNG") -> tuple[io.BytesIO, str]:
 
 
 def live_a_little(app: Flask) -> None:
-    """Every kind of record, changed, archived, brought back and purged."""
+    """Make records of every kind, and change, archive, restore and purge some."""
     admin, dora, otto = Person(app, "Ada", "admin"), Person(app, "Dora", "doctor"), Person(app, "Otto", "doctor")
     doctors = [dora, otto, dora]
     dora.mistype()
@@ -91,14 +91,14 @@ def live_a_little(app: Flask) -> None:
             admin.send("DELETE", f"/patient/{patient}")
         if n == 3:
             admin.send("POST", f"/patient/{patient}/restore")
-    admin.send("DELETE", "/user/3")  # who still has appointments to come: refused
+    admin.send("DELETE", "/user/3")  # refused: the user has appointments to come
     assert cli(app, "purge", "--older-than", "0h")[0] == 0
     dora.mistype()
     otto.mistype()
 
 
 class Attacker:
-    """Edits the rows at random; knows what they were."""
+    """Edits rows at random, and can undo the edits."""
 
     def __init__(self, app: Flask, engine: Engine, seed: int) -> None:
         self.app, self.engine, self.chance = app, engine, random.Random(seed)
@@ -114,7 +114,7 @@ class Attacker:
         return [row for row in self.entries if (row["kind"], row["record_id"]) == (of["kind"], of["record_id"])]
 
     def other(self, column: str, value: Any) -> Any:
-        """Some other value that this column may have."""
+        """Return another value that this column may have."""
         if column == "at":
             return value + timedelta(microseconds=self.chance.choice((-1, 1, 60_000_000)))
         if column == "id":
@@ -218,11 +218,11 @@ class Attacker:
             chosen = self.chance.choice(edits)
             try:
                 return chosen.__name__.replace("_", " "), chosen()
-            except IntegrityError:  # two of one name: the database has none of it
+            except IntegrityError:  # a duplicate key, which the database refuses
                 self.undo()
 
     def _put_back_head(self, newest: Row) -> None:
-        """The head as it was when this entry was the newest: from an old copy of the database."""
+        """Restore the head of the time when this entry was the newest, as from an old copy of the database."""
         key, chain = audit_key(), (newest["kind"], newest["record_id"])
         mac = macs.of_head(key, chain, newest["seq"], newest["mac"])
         old = {"seq": newest["seq"], "entry_mac": newest["mac"], "mac": mac}
@@ -285,7 +285,7 @@ def main() -> int:
             engine.dispose()
             name, rows = engine.dialect.name, len(attacker.entries)
     print(f"{name}: {given.edits} edits of {rows} entries and their heads, seed {given.seed}: {found} found by verify,")
-    print(f"{by_head} that leave no trace found by verify --head, {sum(missed.values())} missed", *missed.items())
+    print(f"{by_head} without a trace found by verify --head, {sum(missed.values())} missed", *missed.items())
     return int(bool(missed))
 
 

@@ -1,11 +1,11 @@
-"""What the constraints against double booking cost: an INSERT with them and the same INSERT without.
+"""Measures what the constraints against double booking cost: the same INSERT with them and without them.
 
     python bench/booking.py                                       # on SQLite
     DATABASE_URL=postgresql://… python bench/booking.py           # on that server, in databases of its own
 
-Two databases with 20,000 appointments each, in one of which the constraints were dropped; bookings by turns in both,
-each a transaction. Exit code 1 if the median booking, or its INSERT alone, costs more than twice what it does
-without.
+Makes two databases with 20,000 appointments each, and drops the constraints in the second. Bookings alternate between
+them, each in a transaction. Exit code 1 if the median booking, or its INSERT alone, takes over twice as long with the
+constraints as without.
 """
 
 import statistics
@@ -76,7 +76,7 @@ def drop_constraints(one: Server) -> None:
 
 
 def timed(connection: Connection, day: int, half: int, who: int) -> tuple[float, float]:
-    """The seconds of one booking: of its transaction, and of the INSERT alone."""
+    """Return the seconds of a booking: of its transaction, and of the INSERT alone."""
     began = time.perf_counter()
     connection.execute(INSERT, {"at": stamp(day, half), "who": who})
     inserted = time.perf_counter()
@@ -85,17 +85,17 @@ def timed(connection: Connection, day: int, half: int, who: int) -> tuple[float,
 
 
 def measure(guarded: Server, plain: Server) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Of each pair of bookings, with the constraints and without, what `timed` says."""
+    """Return for each pair of bookings the results of `timed`, with the constraints and without."""
     times = []
-    with guarded.engine.connect() as one, plain.engine.connect() as other:
-        for connection in (one, other):
+    with guarded.engine.connect() as guarded_connection, plain.engine.connect() as plain_connection:
+        for connection in (guarded_connection, plain_connection):
             fill(connection)
             connection.exec_driver_sql("ANALYZE")
             connection.commit()
         for n in range(BOOKINGS):
             half = A_DAY + n // DOCTORS % 4  # the free hours of the day
             slot = (n // DOCTORS // 4, half, 1 + n % DOCTORS)
-            times.append((timed(one, *slot), timed(other, *slot)))
+            times.append((timed(guarded_connection, *slot), timed(plain_connection, *slot)))
     return times
 
 

@@ -1,13 +1,15 @@
-"""Does a new version answer as an old one did? Sends the same requests to both and compares the answers.
+"""Sends the same requests to an old and a new version, and compares their answers.
 
-    python bench/compare_versions.py OLD [NEW]       # two checkouts of the project; NEW is this one unless given
+    python bench/compare_versions.py OLD [NEW]       # two checkouts of the project; NEW is this checkout by default
 
-Each version serves an empty database of its own, on SQLite and on PostgreSQL: a day at the clinic as in the Postman
-collection, every other route, and what is refused. Status, headers and body are compared byte for byte, with masks for
-times of the run, tokens, request ids, MRNs, and the links and public ids of images. Prints each difference, then the
-sentences of error bodies that changed. Then the old version seeds a database and lives in it. The new one upgrades it,
-verifies its history against the old head, and accepts the old tokens and links.
-Exit code 1 if anything differs or fails; `--sentences-may-differ` allows other sentences.
+Each version serves its own empty database, on SQLite and on PostgreSQL. The requests are a day at the clinic as in the
+Postman collection, every other route, and requests that are refused. Status, headers and body must be equal byte for
+byte. Masks hide times of the run, tokens, request ids, MRNs, and the links and public ids of images. Prints each
+difference, then the sentences of error bodies that changed.
+
+Then the old version seeds and uses a database. The new version upgrades it, verifies its history against the old head,
+and accepts the old tokens and links. Exit code 1 if anything differs or fails; `--sentences-may-differ` allows other
+sentences.
 """
 
 import argparse
@@ -86,7 +88,7 @@ def scan(format: str = "PNG", colour: str = "navy") -> tuple[str, bytes, str]:
 
 @dataclass
 class Visitor:
-    """Sends requests to one version and keeps what it answers."""
+    """Sends requests to a version and keeps its answers."""
 
     server: Server
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -94,7 +96,7 @@ class Visitor:
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def send(self, who: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
-        """Sends as this person ("" is nobody); the answer's JSON, {} where it has none.
+        """Send a request as this person, or as nobody if `who` is "". Return the answer's JSON, {} without any.
 
         `more` is `form` (fields of multipart/form-data), `raw` (a body as it is) or headers.
         """
@@ -323,7 +325,7 @@ def is_sentence(line: str) -> bool:
 
 
 def take_over(old: Path, new: Path, url: str) -> list[str]:
-    """What fails when the new version takes over a database that the old one seeded and lived in."""
+    """Return what fails when the new version takes over a database that the old version seeded and used."""
     failed = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         with serving(old, url, folder) as server:

@@ -1,11 +1,11 @@
-"""The whole server is killed with SIGKILL at random moments under a load of mixed writes; nothing acknowledged is lost.
+"""Kills the whole server with SIGKILL at random moments under a load of writes, and looks for lost writes.
 
     python bench/crash.py [--kills 20] [--seed 1]                 # on SQLite
     DATABASE_URL=postgresql://… python bench/crash.py             # on that server, in a database of its own
 
-After each kill: every acknowledged write is in the database and none is half there; `flask audit verify` finds the
-history whole; once `flask purge` has swept, no image is without a row and no row without an image. What was under way
-is then sent again with its Idempotency-Key, and is there once. Exit code 1 if not.
+After each kill every acknowledged write must be in the database, and no half write. `flask audit verify` must find the
+history whole. After `flask purge`, no image may lack its row and no row its image. Writes under way are then sent again
+with their Idempotency-Key, and must be in the database once. Exit code 1 if anything of this fails.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WRITERS = 8
 
 
 def scan() -> bytes:
-    """A PNG of some 60 kB that no other is like."""
+    """Return a PNG of some 60 kB with random pixels."""
     file = io.BytesIO()
     Image.frombytes("RGB", (140, 140), secrets.token_bytes(140 * 140 * 3)).save(file, "PNG")
     return file.getvalue()
@@ -38,7 +38,7 @@ def scan() -> bytes:
 
 @dataclass
 class Writer:
-    """One client: what was acknowledged to it, and the one write under way."""
+    """A client: the writes that were acknowledged to it, and the write under way."""
 
     at: Server
     number: int
@@ -48,12 +48,12 @@ class Writer:
     reports: dict[str, int] = field(default_factory=dict)  # mark: images
     written: int = 0
     patient: int = 0
-    diagnosis: set[str] = field(default_factory=set)  # what the patient's may be: the one acknowledged, or one tried
+    diagnosis: set[str] = field(default_factory=set)  # acknowledged or under way
     under_way: tuple[str, dict[str, Any]] | None = None
     wrong: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Writes until the server is gone."""
+        """Write until the server is gone."""
         try:
             while True:
                 for write in (self.admit, self.diagnose, self.book, self.report):
@@ -121,7 +121,7 @@ def settle(at: Server) -> None:
 
 
 def faults(at: Server, writers: list[Writer]) -> list[str]:
-    """What was lost, and what is half there."""
+    """Return a sentence for each lost write and each half write."""
     found = [text for writer in writers for text in writer.wrong]
     there = {
         "patients": {row[0] for row in at.sql("SELECT last_name FROM patients")},

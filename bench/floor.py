@@ -1,7 +1,7 @@
-"""The least that the same answers can cost: a bare Flask application with the driver's raw cursor, hmac and orjson.
+"""The floor of `make bench`, the least that the answers can cost: bare Flask, the driver's cursor, hmac and orjson.
 
-No pool, no session, no validation, no headers: one connection, the statements as text, the token checked by hand. Its
-bodies are the same as the server's, byte for byte.
+It has no pool, no session, no validation and no headers: a single connection, statements as text, a token checked by
+hand. Its bodies are the same as the server's, byte for byte.
 """
 
 import base64

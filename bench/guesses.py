@@ -1,11 +1,11 @@
-"""Guessing does not pay: of 200 guesses at once five are answered, and no time tells who has an account.
+"""Guesses a password 200 times at once, and measures whether the time of a login tells who has an account.
 
     python bench/guesses.py                                       # on SQLite
     DATABASE_URL=postgresql://… python bench/guesses.py           # on that server, in a database of its own
 
-Against the real server with four workers, bcrypt at its usual cost. Exit code 1 if more than five are answered in the
-lock's first minute, if the right password opens the locked account, or if the median login for an unknown email takes
-over 10 % longer or shorter than one for a wrong password.
+Runs the real server with four workers and bcrypt at its usual cost. Exit code 1 if more than five guesses are judged
+within the first minute, or if the right password opens the locked account. Exit code 1, too, if the median login for an
+unknown email takes over 10 % more or less time than a login with a wrong password.
 """
 
 import sys
@@ -16,7 +16,7 @@ from statistics import median
 from server import PASSWORD, Answer, Server, server
 
 GUESSES = 200
-TRIES = 5  # per lock window
+TRIES = 5  # before the first lock
 TIMED = 50  # logins of each kind
 TOLERANCE = 0.10
 
@@ -28,7 +28,7 @@ def sign_up(at: Server, name: str) -> None:
 
 
 def log_in(at: Server, name: str, password: str, address: str = "198.51.100.7") -> Answer:
-    """One proxy is trusted, so that a guess may come from any address."""
+    """Sign in from this address: the server trusts the proxy that names it."""
     login = {"email": f"{name}@clinic.test", "password": password}
     return at.call("POST", "/login", login, **{"X-Forwarded-For": address})
 
@@ -40,14 +40,14 @@ def guesses_are_limited(at: Server) -> bool:
         statuses = Counter(answer.status for answer in answers)
     locked = log_in(at, "guessed", PASSWORD).status == 429
     print(
-        f"{GUESSES} guesses at once: {statuses[401]} answered, {statuses[429]} refused;",
-        f"then the right password {'is refused too' if locked else 'OPENS'}",
+        f"{GUESSES} guesses at once: {statuses[401]} judged, {statuses[429]} refused;",
+        f"then the right password {'is refused, too' if locked else 'OPENS THE ACCOUNT'}",
     )
     return statuses[401] <= TRIES and statuses[401] + statuses[429] == GUESSES and locked
 
 
 def time_tells_nothing(at: Server) -> bool:
-    """By turns, and each from a new address, five times a name, so that none is locked."""
+    """Compare logins for unknown emails with wrong passwords, in turns. Each comes from a new address: no lock."""
     names = [f"doctor{number}" for number in range(TIMED // TRIES)]
     for name in names:
         sign_up(at, name)

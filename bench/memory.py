@@ -1,4 +1,4 @@
-"""Prints by how many MB the process's peak memory grows while it streams a whole collection: run by `bench`."""
+"""Prints by how many MB the peak memory of this process grows while it streams a collection. `make bench` runs it."""
 
 import json
 import os

@@ -1,10 +1,10 @@
-"""Fifty at once want the same slot, of a doctor or of a patient: one gets it.
+"""Lets fifty clients book the same slot at once, of a doctor or of a patient. Exactly one may get it.
 
     python bench/races.py                                         # on SQLite
     DATABASE_URL=postgresql://… python bench/races.py             # on that server, in a database of its own
 
-Against the real server with two workers. Exit code 1 if any slot is taken twice or by nobody, if any answer is not
-what it should be (a 500 or 503, say), or, on PostgreSQL, if there is a deadlock or an answer takes a second.
+Runs the real server with two workers. Exit code 1 if two appointments or none hold a slot, or for an unexpected answer,
+such as 500 or 503. On PostgreSQL, exit code 1 also for a deadlock, or an answer that takes a second.
 """
 
 import random
@@ -38,7 +38,7 @@ class Races:
         return int(self.at.call("POST", "/patients", body, self.admins_token).body["id"])
 
     def next_day(self) -> datetime:
-        """So that one race does not stand in another's way."""
+        """Return a day that no race has used."""
         self.day += timedelta(days=1)
         return self.day
 
@@ -61,7 +61,7 @@ class Races:
         return lambda: self.at.call("PATCH", f"/appointment/{appointment}", fields, self.admins_token)
 
     def run(self, name: str, calls: Iterable[Call], expected: dict[int, int] | set[int]) -> None:
-        """All at once. `expected`: how often each status comes, or which may come."""
+        """Make all calls at once. `expected` maps each status to its count, or is the set of allowed statuses."""
         calls = list(calls)
         line = Barrier(len(calls))
 
@@ -73,7 +73,7 @@ class Races:
             answers = list(runners.map(go, calls))
         found = Counter(answer.status for answer in answers)
         slowest = max(answer.seconds for answer in answers)
-        if name != "archiving meanwhile":  # whoever meets the archiving of a whole patient steps back and tries again
+        if name != "archiving meanwhile":  # a booking retries while the patient is archived
             self.slowest = max(self.slowest, slowest)
         right = dict(found) == expected if isinstance(expected, dict) else found.keys() <= expected
         print(f"{name}: {dict(sorted(found.items()))}, slowest {slowest * 1000:.0f} ms{'' if right else '  WRONG'}")
@@ -177,14 +177,14 @@ def main() -> int:
         races = Races(at)
         before = deadlocks(at)
         races.all()
-        overlaps, deadly = races.overlaps(), deadlocks(at) - before
+        overlaps, new_deadlocks = races.overlaps(), deadlocks(at) - before
         booked = at.sql("SELECT count(*) FROM appointments")[0][0]
         engine = at.engine.dialect.name
-        print(f"{engine}: {booked} appointments, {overlaps} overlap; {deadly} deadlocks", end="; ")
+        print(f"{engine}: {booked} appointments, {overlaps} overlap; {new_deadlocks} deadlocks", end="; ")
         print(f"slowest booking {races.slowest * 1000:.0f} ms")
         slow = engine == "postgresql" and races.slowest >= SLOWEST
         print(*races.faults, sep="\n")
-        return int(bool(races.faults or overlaps or deadly or slow))
+        return int(bool(races.faults or overlaps or new_deadlocks or slow))
 
 
 if __name__ == "__main__":

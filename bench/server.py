@@ -1,4 +1,4 @@
-"""The real server of a bench: gunicorn as `make run` starts it, on a database and an instance folder of its own."""
+"""Runs the real server for a bench: gunicorn as `make run` starts it, with its own database and instance folder."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def database(folder: str, name: str = "hosi") -> Iterator[str]:
 
 
 class Server:
-    """Migrated at first; started and killed as often as one likes, with all its workers."""
+    """A server on a database that is migrated at first. It can be started and killed, with all workers, repeatedly."""
 
     def __init__(self, url: str, folder: str, revision: str = "head", root: Path = ROOT, **settings: str) -> None:
         self.root = root  # the checkout whose code it runs
@@ -113,7 +113,7 @@ class Server:
         raise RuntimeError("the server did not start within a minute")
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """Ends the server and its workers, all at once."""
+        """End the server and all its workers at the same moment."""
         if self._process:
             os.killpg(self._process.pid, how)
             self._process.wait()

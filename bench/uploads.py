@@ -1,9 +1,9 @@
-"""A report of 8 images against a slow store, and the memory that 20 images of 8 MB take.
+"""Measures a report of 8 images with a slow store, and the memory that 20 images of 8 MB take.
 
     python bench/uploads.py
 
-Starts the real server with its images on a Cloudinary of our own that takes 200 ms an upload. Prints both figures;
-exit code 1 if a report of 8 images takes 3 uploads' time or more, or if memory grows by 60 MB or more.
+Runs the real server with our Cloudinary double, which takes 200 ms for an upload. Prints both figures. Exit code 1 if a
+report of 8 images takes as long as 3 uploads, or if memory grows by 60 MB.
 """
 
 import io
@@ -39,9 +39,9 @@ def photograph(megabytes: float) -> bytes:
 
 
 def peak_memory(pid: int) -> float:
-    """The most resident memory that the process and its workers ever had, in MB: of the largest one."""
+    """Return the peak resident memory, in MB, of the largest among the process and its workers."""
     pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-    status = "".join(Path(f"/proc/{one}/status").read_text() for one in pids)
+    status = "".join(Path(f"/proc/{each}/status").read_text() for each in pids)
     return max(map(int, re.findall(r"VmHWM:\s+(\d+)", status))) / 1024
 
 
