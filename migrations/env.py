@@ -1,4 +1,4 @@
-"""Runs the migrations for `flask db`. Alembic executes this file; Flask-Migrate hands it the application."""
+"""Runs the migrations for `flask db`. Alembic executes this file in the context of the application."""
 
 import logging
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ engine = migrate.db.engine
 
 
 def _write_no_empty_migration(_context: Any, _revision: Any, directives: list[Any]) -> None:
-    """Have `flask db migrate` write nothing when the models and the migrations agree."""
+    """Make `flask db migrate` write no file if the models and the migrations agree."""
     if getattr(context.config.cmd_opts, "autogenerate", False) and directives[0].upgrade_ops.is_empty():
         directives[:] = []
         log.info("The models and the migrations agree: nothing to write.")
 
 
 def _render(kind: str, item: Any, _context: Any) -> str | bool:
-    """Write no class of models.py into a migration: the class changes, and the migration does not."""
+    """Write SQLAlchemy's own type for `UTCDateTime`: our classes may change, and a migration must not."""
     return "sa.DateTime(timezone=True)" if kind == "type" and type(item).__name__ == "UTCDateTime" else False
 
 
@@ -45,7 +45,7 @@ options = {
 
 
 def _check_foreign_keys(ctx: MigrationContext, step: Any, **_: Any) -> None:
-    """Undo a migration that leaves a row without its parent. SQLite itself does not check meanwhile."""
+    """Undo a migration that leaves a row without its parent: SQLite's own checks are off during migrations."""
     connection: Any = ctx.connection
     if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
         tables = ", ".join(sorted({str(row[0]) for row in broken}))
@@ -56,10 +56,10 @@ def _check_foreign_keys(ctx: MigrationContext, step: Any, **_: Any) -> None:
 
 @contextmanager
 def _without_foreign_keys(connection: Connection) -> Iterator[None]:
-    """Switch SQLite's foreign keys off: they would refuse to drop a table that batch mode makes anew.
+    """Switch off SQLite's foreign keys: batch mode drops a table and makes it again, which they would refuse.
 
-    SQLite heeds both pragmas outside of a transaction alone. `legacy_alter_table` leaves the triggers of other tables
-    as they are. https://www.sqlite.org/lang_altertable.html#otheralter
+    SQLite ignores both pragmas in a transaction. `legacy_alter_table` leaves the triggers of other tables unchanged.
+    https://www.sqlite.org/lang_altertable.html#otheralter
     """
     driver: Any = connection.connection.driver_connection
     driver.execute("PRAGMA foreign_keys=OFF")
@@ -68,13 +68,13 @@ def _without_foreign_keys(connection: Connection) -> Iterator[None]:
         yield
     finally:
         connection.rollback()
-        driver.isolation_level = None  # alembic's autocommit_block() has changed it
+        driver.isolation_level = None  # alembic's autocommit_block() changes it
         driver.execute("PRAGMA legacy_alter_table=OFF")
         driver.execute("PRAGMA foreign_keys=ON")
 
 
 def _run(connection: Connection, *checks: Any, **more: Any) -> None:
-    """Run each migration in a transaction of its own. A migration that gets no lock is tried again."""
+    """Run each migration in its own transaction. A migration that gets no lock is tried again."""
     steps: list[Any] = []
     done: list[Any] = []
     more |= {"connection": connection, "on_version_apply": (*checks, lambda step, **_: done.append(step))}
@@ -86,7 +86,7 @@ def _run(connection: Connection, *checks: Any, **more: Any) -> None:
         return steps[len(done) :]
 
     def attempt() -> None:
-        connection.rollback()  # alembic leaves the transactions alone if it finds one open
+        connection.rollback()  # alembic begins no transactions of its own inside an open transaction
         context.configure(**options, **more, fn=remaining_steps)
         with context.begin_transaction():
             context.run_migrations()
@@ -95,7 +95,7 @@ def _run(connection: Connection, *checks: Any, **more: Any) -> None:
 
 
 def _is_of_newer_code(connection: Connection) -> bool:
-    """Return whether `flask db upgrade` finds a schema that a newer version of this code has upgraded already."""
+    """Return whether the command is `flask db upgrade` and a newer version of this code has upgraded the schema."""
     command = click.get_current_context(silent=True)
     if command is None or command.info_name != "upgrade":
         return False
