@@ -1,6 +1,6 @@
-"""Writes the tables of routes and rights, the Postman collection and its environment, from the application's views.
+"""Writes the tables of routes and rights, the Postman collection and its environment, from the views.
 
-`make docs` and `make postman` run it. A test fails when a file here is not what it would write.
+`make docs` and `make postman` run it. A test fails if a file differs from what this writes.
 """
 
 import json

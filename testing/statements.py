@@ -1,4 +1,4 @@
-"""Counts the SQL statements that the driver is given."""
+"""Counts the SQL statements that reach the database driver."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 @contextmanager
 def counted_statements(app: Flask) -> Iterator[list[str]]:
-    """The SQL statements that the driver is given within, with their values; BEGIN, COMMIT and the like are none."""
+    """Yield a list of the SQL statements of the block, with their values. BEGIN, COMMIT and the like are left out."""
     statements: list[str] = []
 
     def note(statement: str) -> None:

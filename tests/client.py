@@ -1,4 +1,4 @@
-"""Clients of the application under test: by HTTP and by the `flask` command."""
+"""Clients of the application under test: HTTP requests and `flask` commands."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The real application, on SQLite and on PostgreSQL, spoken to through HTTP. Each test begins with empty tables."""
+"""Fixtures: the real application over HTTP, on SQLite and on PostgreSQL. Each test begins with empty tables."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Holds every answer of the suite against the OpenAPI document: its status, its headers, its body."""
+"""Checks every answer of the suite against the OpenAPI document: its status, its headers, its body."""
 
 import json
 from functools import cache

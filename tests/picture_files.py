@@ -1,4 +1,4 @@
-"""Picture files for tests: made with Pillow, or byte by byte where no Pillow would write what must be refused."""
+"""Makes picture files for tests: with Pillow, or byte by byte for files that Pillow does not write."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""A mail server of the tests' own: it speaks SMTP (RFC 5321) on loopback and keeps what it is given."""
+"""A mail server for tests: it speaks SMTP (RFC 5321) on loopback and keeps the mails."""
 
 import base64
 import email

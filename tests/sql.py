@@ -1,4 +1,4 @@
-"""Looks into the database past the application, and changes what time or an attacker would."""
+"""Reads and changes the database past the application, as an attacker or the passing of time would."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

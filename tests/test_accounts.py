@@ -1,4 +1,4 @@
-"""Accounts: who gets one, what a password may be, how it is changed, and who stays administrator."""
+"""Accounts: sign-up, the rules for passwords, changing a password, and the last administrator."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Appointments, as they are booked, moved and kept."""
+"""Appointments: booking, moving and cancelling them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Nothing is deleted but archived, and comes back; `flask purge` alone erases, and erases whole."""
+"""DELETE archives records, which can be restored. Only `flask purge` erases records, with all that belongs to them."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The keys of the record history: a wrong one writes nothing, and a key can be changed."""
+"""The keys of the record history: a wrong key writes nothing, and the key can be changed."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""The double is to the real SDK what Cloudinary is, so that a test against it means something."""
+"""The Cloudinary double answers the real SDK as Cloudinary does."""
 
 import http.client
 import os

@@ -1,4 +1,4 @@
-"""Collections: whole ones, pages, orders, filters and searches; what comes in wrong, and who hangs up."""
+"""Collections: streams, pages, orders, filters and searches; wrong parameters, and clients that hang up."""
 
 import json
 import re

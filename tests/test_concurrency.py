@@ -1,4 +1,4 @@
-"""ETag and If-Match: nobody overwrites what they have not seen."""
+"""ETag and If-Match: nobody overwrites a change that they have not seen."""
 
 from typing import Any
 

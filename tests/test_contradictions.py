@@ -1,4 +1,4 @@
-"""Records that contradict themselves are refused with a sentence; what was stored before stays."""
+"""Records that contradict themselves are refused with a sentence. Values that were stored earlier stay."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

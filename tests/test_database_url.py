@@ -1,4 +1,4 @@
-"""DATABASE_URL: every form that libpq takes, and how long a server that vanished is waited for."""
+"""DATABASE_URL: every form that libpq takes, and how long requests wait for a vanished server."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""The written documents: no dead link, nothing undocumented, and the commands that they show work."""
+"""The documents: no link is dead, every setting and route is documented, and the commands work."""
 
 import ast
 import json

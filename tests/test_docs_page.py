@@ -1,4 +1,4 @@
-"""The interactive page, in a real browser where there is one."""
+"""The interactive page, in a real browser if one is installed."""
 
 import re
 import shutil

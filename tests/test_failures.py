@@ -1,4 +1,4 @@
-"""When something of ours breaks: the database is away, its schema is broken, a connection is cut."""
+"""Failures of our own: the database is away, its schema is broken, a connection is cut."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""A forgotten password is set anew by a link: mailed, or printed by `flask reset-link`."""
+"""A link sets a new password: the server mails it, or `flask reset-link` prints it."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Multipart forms: read part by part, refused at the first part that is not taken, with no file left behind."""
+"""Multipart forms: read part by part, refused at the first wrong part, without leaving files behind."""
 
 import io
 import os

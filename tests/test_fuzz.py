@@ -1,6 +1,6 @@
-"""Schemathesis sends what the OpenAPI document allows and what it does not, and holds the answers against it.
+"""Schemathesis sends requests that the OpenAPI document allows or forbids, and checks the answers against it.
 
-A minute in all, on SQLite; `make fuzz MINUTES=10` goes on for longer, on both engines.
+It takes a minute, on SQLite. `make fuzz MINUTES=10` takes longer, on both engines.
 """
 
 import os

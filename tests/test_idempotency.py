@@ -1,4 +1,4 @@
-"""Idempotency-Key: what is sent twice is made once."""
+"""Idempotency-Key: a repeated request makes no second record."""
 
 import json
 import subprocess

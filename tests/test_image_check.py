@@ -1,4 +1,4 @@
-"""`flask images verify` finds images without a picture in the store, and pictures without an image."""
+"""`flask images verify` finds images without a file in the store, and files without an image."""
 
 import pytest
 from client import Client, run_cli

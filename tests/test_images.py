@@ -1,4 +1,4 @@
-"""The images of reports: on Cloudinary, spoken to by its real SDK, and on local disk."""
+"""The images of reports: on Cloudinary, through its real SDK, and on local disk."""
 
 import functools
 import io

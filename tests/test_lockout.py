@@ -1,4 +1,4 @@
-"""Guesses: how many are answered, who is kept out for whose, and how many requests one address may send."""
+"""Guessed passwords: how many are judged, who is locked out, and how many requests an address may send."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""The log is one line to a record, whatever strangers put into it."""
+"""Each message of the log is a single line, whatever strangers put into it."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What `make docs` and `make postman` write: up to date, and the Postman story runs."""
+"""The files of `make docs` and `make postman` are up to date, and the Postman collection runs."""
 
 import importlib.util
 import json

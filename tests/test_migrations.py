@@ -1,4 +1,4 @@
-"""The schema is made, unmade and changed by the migrations, and its walls hold."""
+"""The migrations make, undo and change the schema, and its constraints hold."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""A person's name has something visible and hides nothing."""
+"""A person's name has a visible character, and no control or direction character."""
 
 import pytest
 from client import Client, assert_refused, run_cli

@@ -1,4 +1,4 @@
-"""The OpenAPI document is complete, valid and true."""
+"""The OpenAPI document is complete and valid, and describes the real answers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Patients, as staff keep them."""
+"""Patients: admitting, changing and discharging them."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

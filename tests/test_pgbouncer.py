@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode, a real one, with fewer connections to PostgreSQL than it has clients."""
+"""The server behind a real PgBouncer in transaction mode, with fewer connections than clients."""
 
 import os
 import shutil

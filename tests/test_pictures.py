@@ -1,4 +1,4 @@
-"""Pictures: what comes out of the check, and that only whole pictures pass it."""
+"""Pictures: only whole pictures pass the check, and their pixels stay the same."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Pictures that would cost much memory or time, and the turns at the decoder."""
+"""Pictures that would take much memory or time, and the turns at the decoder."""
 
 import contextlib
 import io

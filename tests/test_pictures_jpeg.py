@@ -1,4 +1,4 @@
-"""JPEG, in files of its own and in TIFF: whatever lacks data is refused, and nothing else."""
+"""JPEG, as a file and inside TIFF: a picture is refused if data is missing, and only then."""
 
 import io
 import struct

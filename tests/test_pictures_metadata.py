@@ -1,4 +1,4 @@
-"""Metadata are cut from pictures, save the orientation and the colour profile."""
+"""Pictures lose their metadata, except the orientation and the colour profile."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""TIFF and BMP become PNG, or are refused where PNG would lose something."""
+"""TIFF and BMP become PNG, or are refused if a PNG would lose something."""
 
 import io
 import struct

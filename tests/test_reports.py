@@ -1,4 +1,4 @@
-"""Reports, as doctors file and change them. What becomes of their images is told in test_images.py."""
+"""Reports: filing and changing them. test_images.py tests their images."""
 
 from collections.abc import Callable
 

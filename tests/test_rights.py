@@ -1,4 +1,4 @@
-"""Who may do what: every route, crossed with everybody who might call it, against a table written by hand."""
+"""Rights: every route with every kind of caller, against a table written by hand."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""A request whose sender loses their rights before it writes: it is refused, however far it had come."""
+"""A request is refused if its sender loses their rights at any moment before it writes."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Every route is guarded or public and says all about itself; modules import downwards only."""
+"""Every route declares its guard, contract and docstring. Modules import downwards only."""
 
 import ast
 import re

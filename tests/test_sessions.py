@@ -1,4 +1,4 @@
-"""Logins: how long they last, how a refresh prolongs them, what ends them, and what is no token of ours."""
+"""Login sessions: how long they last, what prolongs them, what ends them, and which tokens are refused."""
 
 import base64
 import hmac

@@ -1,4 +1,4 @@
-"""Settings: where they come from, which ones stop the start, and that the server really serves with them."""
+"""Settings: their sources, the values that stop the start, and a real server that runs with them."""
 
 import io
 import json

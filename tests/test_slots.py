@@ -1,4 +1,4 @@
-"""No doctor and no patient is in two places at once, whoever writes."""
+"""No doctor and no patient has two appointments at the same time, even if somebody writes past the server."""
 
 from collections.abc import Callable
 from typing import Any

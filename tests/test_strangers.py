@@ -1,4 +1,4 @@
-"""What a stranger may cost: addresses, bodies and query strings that are refused early and answered briefly."""
+"""Requests of strangers cost little: bad addresses, bodies and query strings get an early, short refusal."""
 
 import io
 import json

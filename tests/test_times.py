@@ -1,4 +1,4 @@
-"""Times and dates are read by one exact grammar of ISO 8601, wherever a request has one."""
+"""Every time and date of a request is read by the same exact grammar of ISO 8601."""
 
 import random
 import string

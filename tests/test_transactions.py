@@ -1,4 +1,4 @@
-"""What must not happen within a transaction, and what a transaction that is tried again must not repeat."""
+"""Hashing and uploading run outside of transactions, and a retried transaction does not repeat them."""
 
 from collections.abc import Callable, Iterator
 

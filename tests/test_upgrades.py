@@ -1,4 +1,4 @@
-"""The schema is upgraded while the clinic is served, and a stopped upgrade goes on where it was."""
+"""The schema is upgraded while the server runs, and a stopped upgrade continues where it was."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Members of the staff in the directory. How they sign in is told in the tests of accounts."""
+"""The staff directory. test_accounts.py tests sign-up and passwords."""
 
 import pytest
 from client import Client, assert_refused
