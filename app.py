@@ -12,7 +12,7 @@ import cli
 import config
 from clinic import accounts, appointments, listeners, passwords, rights, sessions
 from clinic import images as media
-from clinic.about import ABOUT, LINKS
+from clinic.about import ABOUT, IMAGE_FILE, LINKS
 from clinic.archive import restored
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
 from clinic.duplicates import duplicates_of, linked
@@ -21,7 +21,7 @@ from clinic.history import listing as audit
 from clinic.idempotency import idempotent, made
 from clinic.images import image_links, uploaded
 from clinic.rights import ADMIN, OWNER_OR_ADMIN, SIGNED_IN, caller, guard, public
-from models import Appointment, LoginSession, Patient, Report, User, find, save
+from models import Appointment, Patient, Report, User, find, save
 from schemas import (
     AppointmentIn,
     AppointmentOut,
@@ -57,7 +57,7 @@ from server import database, errors, fast_reads, limits, logs, mail, system, web
 from server.database import db, in_transaction, outside_transaction
 from server.endpoint import StreamedList, contract
 from server.limits import limiter
-from server.openapi import binary, query_parameter, related_link
+from server.openapi import related_link
 
 api = Blueprint("api", __name__)
 Files = list[FileStorage]
@@ -122,9 +122,7 @@ def change_my_password(json: PasswordChange) -> TokensOut:
 @contract(tag="Accounts")
 def list_my_sessions() -> list[SessionOut]:
     """List your logins."""
-    logins = db.session.scalars(LoginSession.open(caller().id).order_by(LoginSession.last_used_at.desc()))
-    answers = [SessionOut.of(login) for login in logins]
-    return [answer.model_copy(update={"current": answer.id == caller().session_id}) for answer in answers]
+    return sessions.list_sessions(caller())
 
 
 @api.delete("/me/sessions/<id:session_id>")
@@ -453,7 +451,7 @@ def get_report_history(report_id: int) -> list[HistoryOut]:
     return audit.history(rights.with_history(Report, report_id))
 
 
-# --- History of all ---
+# --- History of all, and local images ---
 
 
 @api.get("/audit")
@@ -462,21 +460,6 @@ def get_report_history(report_id: int) -> list[HistoryOut]:
 def list_audit(query: AuditQuery) -> StreamedList[HistoryOut]:
     """List the changes of all records and the sign-ins, the newest first."""
     return audit.search(query)
-
-
-# --- Local images ---
-
-IMAGE_FILE = {
-    "parameters": [
-        query_parameter("reader", "The id of the user that the link was made for."),
-        query_parameter("expires", "The time at which the link expires, in seconds since 1970."),
-        query_parameter("signature", "The server's signature of the link."),
-    ],
-    "responses": {
-        "200": binary("image/*", "The image."),
-        "304": {"description": "The image has not changed since the `ETag` in `If-None-Match`."},
-    },
-}
 
 
 @api.get("/media/<key>")

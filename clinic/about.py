@@ -1,6 +1,6 @@
-"""The title, version, description and tags of the OpenAPI document."""
+"""What the OpenAPI document says of the whole interface, and of the answers that are no JSON."""
 
-from server.openapi import About
+from server.openapi import About, binary, query_parameter
 
 VERSION = "1.0.0"
 ABOUT = About(
@@ -27,3 +27,16 @@ Sign in with `POST /login` and send `Authorization: Bearer <access_token>`. The 
     },
 )
 LINKS = {"sign up": "/signup", "sign in": "/login"}  # `GET /` answers these, and the links of the server itself
+
+# `GET /media/<key>`
+IMAGE_FILE = {
+    "parameters": [
+        query_parameter("reader", "The id of the user that the link was made for."),
+        query_parameter("expires", "The time at which the link expires, in seconds since 1970."),
+        query_parameter("signature", "The server's signature of the link."),
+    ],
+    "responses": {
+        "200": binary("image/*", "The image."),
+        "304": {"description": "The image has not changed since the `ETag` in `If-None-Match`."},
+    },
+}

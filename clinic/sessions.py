@@ -17,7 +17,7 @@ from sqlalchemy import Row, Table, bindparam, delete, insert, select, update
 from clinic import locks
 from clinic.history import chain as audit
 from models import LoginSession, Role, User
-from schemas import TokensOut, UserOut
+from schemas import SessionOut, TokensOut, UserOut
 from server import errors, fast_reads
 from server.database import affected_rows, db, now
 from server.limits import client_address
@@ -189,6 +189,13 @@ def refresh_session() -> TokensOut:
         log.warning("refresh token of login session %d was used again: session ended", session.id)
         raise errors.Unauthorized("This refresh token was used before. The login has ended; please sign in again.")
     return _tokens(user, session.id, session.generation)
+
+
+def list_sessions(caller: Caller) -> list[SessionOut]:
+    """Return the caller's open login sessions, the one used last first."""
+    logins = db.session.scalars(LoginSession.open(caller.id).order_by(LoginSession.last_used_at.desc()))
+    answers = [SessionOut.of(login) for login in logins]
+    return [answer.model_copy(update={"current": answer.id == caller.session_id}) for answer in answers]
 
 
 def end_sessions(user_id: int, only: int | None = None) -> int:
