@@ -1,6 +1,7 @@
 """Clients of the application under test: HTTP requests and `flask` commands."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -122,3 +123,24 @@ def stream_of(app: Flask, client: Client, path: str = "/patients") -> Any:
     """The answer as the WSGI server has it: to be iterated, and closed."""
     environ = EnvironBuilder(path, headers={"Authorization": f"Bearer {client.token}"}).get_environ()
     return app.wsgi_app(environ, lambda *_: None)
+
+
+WHOLE = (0, "The history is whole.\n")
+
+
+def verify(app: Flask, *options: str) -> str:
+    code, said = run_cli(app, "audit", "verify", *options)
+    assert code == (said != WHOLE[1])
+    return said
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def minutes_locked(response: TestResponse) -> int:
+    assert response.status_code == 429, response.json
+    return round(int(response.headers["Retry-After"]) / 60)

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 from client import Client, migrate
-from factories import USUAL
+from factories import USUAL, new_login, sign_up
 from flask import Flask
 from remembered import signed_in
 from sql import connections_in_use, dispose, empty_tables
@@ -238,3 +240,39 @@ def at_home(app: Flask, make_app: Callable[..., Flask]) -> Callable[[Client, str
         return Client(elsewhere, client.token, client.user)
 
     return move
+
+
+@pytest.fixture
+def clouded(cloud_app: Flask, doctor: Client) -> Client:
+    """The doctor at a clinic that keeps its images on Cloudinary."""
+    return Client(cloud_app, doctor.token, doctor.user)
+
+
+REDIS = shutil.which("redis-server")
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Redis at REDIS_URL, else one that is started here."""
+    given = os.environ.get("REDIS_URL", "")
+    if given:
+        yield given
+        return
+    if REDIS is None:
+        pytest.skip("Redis is not installed (Debian: apt-get install redis-server), and REDIS_URL is not set")
+    socket_file = tmp_path_factory.mktemp("redis") / "redis.sock"
+    command = [REDIS, "--port", "0", "--unixsocket", str(socket_file), "--save", ""]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        until = time.monotonic() + 20
+        while not socket_file.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield f"redis+unix://{socket_file}"
+        server.terminate()
+
+
+@pytest.fixture
+def nia(app: Flask) -> dict[str, Any]:
+    """The tokens of a doctor."""
+    sign_up(app, "Nia")
+    return new_login(app)

@@ -1,12 +1,14 @@
 """Makes users, patients, appointments, reports and pictures through the API."""
 
+import functools
 import io
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from client import Client, run_cli
+import jwt
+from client import Client, form, run_cli
 from flask import Flask
 from PIL import Image
 from sqlalchemy import insert
@@ -111,3 +113,42 @@ def token_in(text: str) -> str:
 
 def reset_token(app: Flask, name: str) -> str:
     return token_in(run_cli(app, "reset-link", f"{name}@clinic.test")[1])
+
+
+def application(role: str = "doctor", **fields: Any) -> dict[str, Any]:
+    """What somebody sends to sign up."""
+    name = {"first_name": "Nia", "last_name": "Kamau", "email": "nia@clinic.test"}
+    return {**name, "password": PASSWORD, "role": role, **fields}
+
+
+@functools.cache
+def noise(megabytes: int) -> bytes:
+    """A PNG of about this size, since noise cannot be compressed."""
+    side = int((megabytes * 1_000_000) ** 0.5)
+    file = io.BytesIO()
+    Image.effect_noise((side, side), 100).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def reported(patient_id: int, *contents: bytes) -> dict[str, Any]:
+    return form({"patient_id": str(patient_id), "images": files(*contents)})
+
+
+def new_login(app: Flask, name: str = "Nia", **kwargs: Any) -> dict[str, Any]:
+    """The tokens of a new login."""
+    body = {"email": f"{name.lower()}@clinic.test", "password": PASSWORD}
+    response = Client(app).post("/login", body, **kwargs)
+    assert response.status_code == 200, response.json
+    return dict(response.json)
+
+
+def refresh(app: Flask, pair: dict[str, Any], **kwargs: Any) -> TestResponse:
+    return Client(app, pair["refresh_token"]).post("/refresh", **kwargs)
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    return dict(jwt.decode(token, options={"verify_signature": False}))
+
+
+def forged(app: Flask, claims: dict[str, Any], key: str | None = None, **options: Any) -> str:
+    return jwt.encode(claims, key or app.config["JWT_SECRET_KEY"], **options)

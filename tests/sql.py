@@ -68,3 +68,14 @@ def dispose(app: Flask) -> None:
     """Closes the application's connections to the database."""
     with app.app_context():
         app.extensions["sqlalchemy"].engine.dispose()
+
+
+def count(app: Flask, table: str) -> int:
+    return int(sql(app, f"SELECT count(*) FROM {table}")[0][0])
+
+
+def rows(app: Flask, sql: str) -> list[tuple[Any, ...]]:
+    """Runs one statement as the driver takes it; returns its rows, if it has any."""
+    with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as connection:
+        result = connection.exec_driver_sql(sql)
+        return [tuple(row) for row in result] if result.returns_rows else []

@@ -12,7 +12,7 @@ import pytest
 from client import Client, assert_refused, at_once, run_cli
 from factories import files, make_appointment, make_patient, picture
 from flask import Flask
-from sql import as_stored, sql, stored_files
+from sql import as_stored, count, sql, stored_files
 from werkzeug.test import TestResponse
 
 from testing.cloudinary_double import CloudinaryDouble
@@ -29,10 +29,6 @@ def report(client: Client, *contents: bytes, **fields: Any) -> TestResponse:
     """A form with a boundary of its own each time."""
     form = {"patient_id": 1, **fields, "images": files(*(contents or (picture(),)))}
     return client.post("/reports", data=form, headers=KEY)
-
-
-def count(app: Flask, table: str) -> int:
-    return int(sql(app, f"SELECT count(*) FROM {table}")[0][0])
 
 
 def age_keys(app: Flask, ago: timedelta) -> None:

@@ -1,17 +1,13 @@
 """Guessed passwords: how many are judged, who is locked out, and how many requests an address may send."""
 
-import os
 import secrets
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
-from client import Client, at_once
+from client import Client, at_once, minutes_locked
 from factories import PASSWORD, MakeApp, sign_up
 from flask import Flask
 from sql import snapshot, sql
@@ -51,11 +47,6 @@ def time_passes(app: Flask, **time: float) -> None:
         mine = SignInTries.email == row.email, SignInTries.address == row.address
         moves.append(update(SignInTries).where(*mine).values(moved))
     sql(app, *moves)
-
-
-def minutes_locked(response: TestResponse) -> int:
-    assert response.status_code == 429, response.json
-    return round(int(response.headers["Retry-After"]) / 60)
 
 
 @pytest.fixture(autouse=True)
@@ -435,29 +426,6 @@ def test_an_address_is_counted_once_however_it_is_written(app: Flask, addresses:
 
 
 # --- Requests per address ---
-
-
-REDIS = shutil.which("redis-server")
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The Redis at REDIS_URL, else one that is started here."""
-    given = os.environ.get("REDIS_URL", "")
-    if given:
-        yield given
-        return
-    if REDIS is None:
-        pytest.skip("Redis is not installed (Debian: apt-get install redis-server), and REDIS_URL is not set")
-    socket_file = tmp_path_factory.mktemp("redis") / "redis.sock"
-    command = [REDIS, "--port", "0", "--unixsocket", str(socket_file), "--save", ""]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        until = time.monotonic() + 20
-        while not socket_file.exists():
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        yield f"redis+unix://{socket_file}"
-        server.terminate()
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -10,6 +10,7 @@ from alembic.script import ScriptDirectory
 from client import Client, assert_refused, migrate
 from factories import make_patient, sign_in, sign_up
 from flask import Flask
+from sql import rows
 from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import IntegrityError
 
@@ -24,11 +25,6 @@ def engine_of(app: Flask) -> Engine:
 
 def tables(app: Flask) -> set[str]:
     return set(inspect(engine_of(app)).get_table_names())
-
-
-def rows(app: Flask, sql: str) -> list[tuple[Any, ...]]:
-    with engine_of(app).begin() as connection:
-        return [tuple(row) for row in connection.exec_driver_sql(sql)]
 
 
 def test_the_schema_is_made_from_nothing_and_agrees_with_the_models(bare_app: Flask) -> None:

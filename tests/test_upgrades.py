@@ -17,6 +17,7 @@ import pytest
 from client import Client, assert_refused, migrate, run_cli
 from factories import make_patient, sign_in, sign_up
 from flask import Flask
+from sql import rows
 from sqlalchemy import Engine
 
 ROOT = Path(__file__).parent.parent
@@ -90,12 +91,6 @@ def engine_of(app: Flask) -> Engine:
     with app.app_context():
         engine: Engine = app.extensions["sqlalchemy"].engine
     return engine
-
-
-def rows(app: Flask, sql: str) -> list[tuple[Any, ...]]:
-    with engine_of(app).begin() as connection:
-        result = connection.exec_driver_sql(sql)
-        return [tuple(row) for row in result] if result.returns_rows else []
 
 
 def revision_of(app: Flask) -> str:

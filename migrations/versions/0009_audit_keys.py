@@ -2,7 +2,7 @@
 
 Revision ID: 0009
 Revises: 0008
-Create Date: 2026-11-27 09:10:00
+Create Date: 2026-11-26 19:10:00
 
 The server defaults are right for what the earlier release writes: it goes on writing beside this schema.
 A downgrade keeps the entries, but the earlier release cannot verify those with spelling 2.
