@@ -128,7 +128,7 @@ def erase(before: datetime, dry_run: bool) -> None:
 @click.command("reindex")
 @writing
 def reindex() -> None:
-    """Write the search words of all patients and staff anew, after PHONE_REGION has changed.
+    """Write the search words of all patients and staff again, after PHONE_REGION has changed.
 
     The server may run meanwhile. You can stop this command and run it again.
     """
@@ -151,16 +151,21 @@ def audit_group() -> None:
 @with_appcontext
 def audit_verify(head: str | None) -> None:
     """Check the whole history and name each record at fault."""
-    faults = 0
     try:
-        for fault in verification.verify(head):
-            faults += 1
-            click.echo(fault)
+        _print_faults(verification.verify(head))
     except keys.WrongAuditKey as error:
         raise click.ClickException(f"{error.msg}\nNothing was verified.") from None
-    if faults:
-        raise click.ClickException(f"{faults} found.")
     click.echo("The history is whole.")
+
+
+def _print_faults(faults: Iterable[str]) -> None:
+    """Print each fault, and end the command with exit code 1 if there is any."""
+    number = 0
+    for fault in faults:
+        click.echo(fault)
+        number += 1
+    if number:
+        raise click.ClickException(f"{number} found.")
 
 
 @audit_group.command("head")
@@ -187,7 +192,7 @@ def audit_rotate() -> None:
 
     First set AUDIT_KEY to a new key, and add the key in use to AUDIT_KEY_PREVIOUS. The history is verified, then new
     entries are written with the new key. Old entries stay as they are: keep their keys in AUDIT_KEY_PREVIOUS for as
-    long as the records. Restart every server afterwards: until then it answers 503 to whoever writes.
+    long as the records. Restart every server afterwards: until then it refuses writes with 503.
     """
     try:
         number = rotation.rotate()
@@ -207,7 +212,6 @@ def images_group() -> None:
 @with_appcontext
 def images_verify() -> None:
     """Compare the images in the database with the pictures in the store, and name each difference."""
-    faults = 0
     bar: Any = click.progressbar(length=0, label="comparing images", file=sys.stderr)
 
     def begin(count: int) -> None:
@@ -215,13 +219,9 @@ def images_verify() -> None:
 
     try:
         with bar:
-            for fault in image_check.verify(begin, bar.update):
-                faults += 1
-                click.echo(fault)
+            _print_faults(image_check.verify(begin, bar.update))
     except images.StoreError as error:
         raise click.ClickException(f"The image store failed: {error}. Nothing was compared; run this again.") from None
-    if faults:
-        raise click.ClickException(f"{faults} found.")
     click.echo("Every image has its picture, and every picture its image.")
 
 

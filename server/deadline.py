@@ -20,12 +20,12 @@ class _Call:
 
     def __init__(self) -> None:
         self.is_over = False
-        self._line: socket.socket | None = None
+        self._socket: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def use(self, line: socket.socket) -> None:
+    def use(self, connected: socket.socket) -> None:
         with self._lock:
-            self._line = line
+            self._socket = connected
             if self.is_over:
                 self._cut()
 
@@ -35,9 +35,9 @@ class _Call:
             self._cut()
 
     def _cut(self) -> None:
-        if self._line:
+        if self._socket:
             with suppress(OSError):  # it is closed
-                self._line.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads or writes
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads or writes
 
 
 def _current() -> _Call | None:
@@ -77,29 +77,29 @@ def interruptible(pools: PoolManager) -> None:
 
 
 class _HTTP(HTTPConnection):
-    """A connection that tells the call of its thread which line it uses."""
+    """A connection that hands its socket to the call of its thread."""
 
-    _line: socket.socket | None = None
+    _socket: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
         call = _current()
         if call and call.is_over:
             raise TimeoutError("too late for another try")
         made = super()._new_conn()
-        self._line = made.dup()  # TLS detaches the socket that urllib3 has
+        self._socket = made.dup()  # TLS detaches the socket that urllib3 has
         if call:
-            call.use(self._line)
+            call.use(self._socket)
         return made
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        if (call := _current()) and self._line:
-            call.use(self._line)  # a connection that was kept alive
+        if (call := _current()) and self._socket:
+            call.use(self._socket)  # a connection that was kept alive
         super().request(*args, **kwargs)
 
     def close(self) -> None:
         super().close()
-        if self._line:
-            self._line.close()
+        if self._socket:
+            self._socket.close()
 
 
 class _HTTPS(_HTTP, HTTPSConnection):
