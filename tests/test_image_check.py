@@ -1,5 +1,7 @@
 """`flask images verify` finds images without a file in the store, and files without an image."""
 
+from typing import Any
+
 import pytest
 from client import Client, run_cli
 from factories import files, make_patient, make_report, picture
@@ -78,3 +80,18 @@ def test_a_cloudinary_that_is_away_compares_nothing(cloud_app: Flask, doctor: Cl
     exit_code, said = run_cli(cloud_app, "images", "verify")
     assert exit_code == 1
     assert "Error: The image store failed: " in said
+
+
+def test_an_image_that_is_erased_during_the_comparison_is_not_accused(
+    cloud_app: Flask, cloud: CloudinaryDouble, doctor: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_report(Client(cloud_app, doctor.token), make_patient(doctor)["id"])
+    answer = cloud.list_page
+
+    def erase_then_answer(path: str, authorization: str) -> tuple[int, dict[str, Any]]:
+        sql(cloud_app, "DELETE FROM images")
+        cloud.stored.clear()
+        return answer(path, authorization)
+
+    monkeypatch.setattr(cloud, "list_page", erase_then_answer)
+    assert run_cli(cloud_app, "images", "verify")[0] == 0
