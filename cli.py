@@ -19,7 +19,8 @@ from clinic.history import keys, rotation, verification
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
 from server import database, errors
-from server.database import clinic_zone, db, now
+from server.database import db
+from server.times import now, today
 
 
 def writing(command: Callable[..., None]) -> Callable[..., None]:
@@ -259,7 +260,7 @@ def seed_clinic(
     if (appointments or reports) and not (patients and doctors):
         raise click.UsageError("Appointments and reports need patients and doctors: give some of both.")
     if demo.is_empty() or add:
-        day = first_day.date() if first_day else datetime.now(clinic_zone()).date()
+        day = first_day.date() if first_day else today()
         total = patients + doctors + appointments + reports
         with click.progressbar(length=total, label="making a clinic", file=sys.stderr) as bar:
             clinic = demo.Clinic(

@@ -34,8 +34,9 @@ from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 from sqlalchemy.orm.attributes import set_committed_value
 
 from server import errors, phones
-from server.database import Base, UTCDateTime, clinic_zone, db, now
+from server.database import Base, UTCDateTime, db
 from server.names import check_name
+from server.times import clinic_zone, day_of, now, today
 
 MINUTES = (5, 480)  # shortest and longest appointment
 LONGEST_WORD = 40  # characters of a word in the search index
@@ -374,15 +375,15 @@ class Patient(Record):
 
     def _refuse_impossible_dates(self, changed: set[str]) -> None:
         """Raise `Invalid` for a changed date that is too early or too late. Unchanged dates are not checked."""
-        today, birth = now().astimezone(clinic_zone()).date(), self.date_of_birth
-        if "date_of_birth" in changed and birth and birth < today - GREATEST_AGE:
+        present, birth = today(), self.date_of_birth
+        if "date_of_birth" in changed and birth and birth < present - GREATEST_AGE:
             raise errors.Invalid(date_of_birth="Nobody is over 130 years old.")
         for name, what in (("admitted_at", "admission"), ("discharged_at", "discharge")):
             instant = getattr(self, name)
             if instant is None or not changed & {name, "date_of_birth"}:
                 continue
-            day = instant.astimezone(clinic_zone()).date()
-            if day > today + YEAR:
+            day = day_of(instant)
+            if day > present + YEAR:
                 raise errors.Invalid({name: [f"The {what} is over a year ahead."]})
             if birth and day < birth:
                 raise errors.Invalid({name: [f"The {what} is before the birth."]})
@@ -585,8 +586,7 @@ class Appointment(ClinicalRecord):
 
     def _refuse_before_its_day(self) -> None:
         """Raise `Invalid` for a result before the clinic's day of the appointment."""
-        zone = clinic_zone()
-        if self.appointment_datetime.astimezone(zone).date() > now().astimezone(zone).date():
+        if day_of(self.appointment_datetime) > today():
             raise errors.Invalid(status=f"{self.status} is possible from the day of the appointment on.")
 
     @property

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -30,12 +30,11 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from models import MINUTES, AppointmentStatus, PatientStatus, Role, Sex
-from server import iso8601, phones
-from server.database import UTCDateTime, clinic_zone, db
+from server import iso8601, phones, times
+from server.database import UTCDateTime, db
 from server.names import check_name
 from server.web import LARGEST_ID
 
-YEARS = (1850, 2200)  # first year, and the year after the last; Python's arithmetic fails beyond year 9999
 MOST_BIRTH_DATES = 32  # of one query
 PASSWORD_LENGTH = 10  # minimum, in characters
 LONGEST_PASSWORD = 4_000  # characters
@@ -80,72 +79,8 @@ def _or_blank(kind: Any) -> BeforeValidator:
     return BeforeValidator(lambda text: None if text == "" else text, json_schema_input_type=kind | Literal[""] | None)
 
 
-def _in_range(year: int) -> None:
-    if not YEARS[0] <= year < YEARS[1]:
-        raise ValueError(f"the year must lie between {YEARS[0]} and {YEARS[1] - 1}")
-
-
-def _read_time(value: object) -> date | datetime:
-    """Read an ISO 8601 date, or date and time, with blanks around it. Raises ValueError."""
-    if not isinstance(value, str):
-        raise ValueError
-    return iso8601.read(value.strip(" \t\r\n"))
-
-
-def _first_instant(value: object) -> tuple[datetime, bool]:
-    """Return the first instant that a time or a date means, and whether it is a date."""
-    try:
-        parsed = _read_time(value)
-    except ValueError:
-        raise ValueError("must be an ISO 8601 time, such as 2027-03-01T10:00 or 2027-03-01T07:00:00Z") from None
-    _in_range(parsed.year)
-    is_day = not isinstance(parsed, datetime)
-    clock = parsed if isinstance(parsed, datetime) else datetime.combine(parsed, time())
-    zone = clinic_zone()
-    instant = (clock if clock.tzinfo else clock.replace(tzinfo=zone)).astimezone(UTC)
-    local = instant.astimezone(zone)  # the form in which it is answered, and may be sent back
-    _in_range(local.year)
-    if clock.tzinfo is None and local.replace(tzinfo=None) != clock:
-        if is_day and local.date() == parsed:
-            return instant, is_day  # this day has no midnight: the clocks are put forward over it
-        raise ValueError(f"there is no such time in {zone}: the clocks are put forward over it")
-    return instant, is_day
-
-
-def _instant(value: object) -> datetime:
-    """Read an ISO 8601 time. A naive time is the clinic's local time; a date means the first instant of that day."""
-    return _first_instant(value)[0]
-
-
-def _end(value: object) -> datetime:
-    """Read the last instant of a span. A date means the last instant of that day."""
-    instant, is_day = _first_instant(value)
-    if is_day:
-        following = instant.astimezone(clinic_zone()).date() + timedelta(days=1)
-        midnight = datetime.combine(following, time(), clinic_zone()).astimezone(UTC)
-        return midnight - timedelta(microseconds=1)
-    return instant
-
-
-def _day(value: object) -> date:
-    """Read an ISO 8601 date, or a time that is midnight by its own offset or by the clinic's: browsers send both."""
-    try:
-        parsed = _read_time(value)
-        if isinstance(parsed, datetime):
-            if parsed.tzinfo and parsed.time() != time():
-                _in_range(parsed.year)
-                parsed = parsed.astimezone(clinic_zone())
-            if parsed.time() != time():
-                raise ValueError
-            parsed = parsed.date()
-    except ValueError:
-        raise ValueError("must be an ISO 8601 date, such as 1990-05-31") from None
-    _in_range(parsed.year)
-    return parsed
-
-
 def _not_in_future(day: date) -> date:
-    if day > datetime.now(clinic_zone()).date():
+    if day > times.today():
         raise ValueError("must not lie in the future")
     return day
 
@@ -168,11 +103,6 @@ def spelled_email(text: str) -> str | None:
 
 
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()  # a clinic may use `.test` or `.local` inside its network
-
-
-def _local_time(instant: datetime) -> str:
-    """Return the time with the clinic's offset. Its first 16 characters are the wall clock."""
-    return instant.astimezone(clinic_zone()).isoformat()
 
 
 _nul_free = AfterValidator(_no_nul)
@@ -209,20 +139,20 @@ Count = Annotated[int, BeforeValidator(_whole_number)]
 Ids = Annotated[list[Id], Field(max_length=100)]
 Instant = Annotated[
     datetime,
-    BeforeValidator(_instant, json_schema_input_type=datetime),
+    BeforeValidator(times.read_instant, json_schema_input_type=datetime),
     Field(description="A time without an offset is the clinic's local time."),
 ]
 LocalTime = Annotated[
     datetime,
-    PlainSerializer(_local_time, when_used="json"),
+    PlainSerializer(times.shown, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
 ]
 LastInstant = Annotated[
     datetime,
-    BeforeValidator(_end, json_schema_input_type=datetime),
+    BeforeValidator(times.read_end, json_schema_input_type=datetime),
     Field(description="This instant is included. A date includes the whole day."),
 ]
-Day = Annotated[date, BeforeValidator(_day, json_schema_input_type=date)]
+Day = Annotated[date, BeforeValidator(times.read_day, json_schema_input_type=date)]
 BirthDay = Annotated[Day, AfterValidator(_not_in_future)]
 RoleField = Annotated[str, _word(Role, user="doctor"), _enum(Role)]
 SexField = Annotated[str, _word(Sex), _enum(Sex)]
@@ -663,7 +593,7 @@ class HistoryOut(Out):
             return None
         changes: dict[str, list[Any]] = json.loads(stored)
         for name in TIME_COLUMNS & changes.keys():
-            changes[name] = [time and _local_time(iso8601.read_time(time)) for time in changes[name]]
+            changes[name] = [time and times.shown(iso8601.read_time(time)) for time in changes[name]]
         return {name: {"before": before, "after": after} for name, (before, after) in changes.items()}
 
 

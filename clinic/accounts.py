@@ -15,8 +15,9 @@ from clinic.history import chain as audit
 from models import PasswordReset, Role, User
 from schemas import TokensOut, UserIn, spelled_email
 from server import database, errors, fast_reads
-from server.database import affected_rows, db, in_transaction, now, outside_transaction
+from server.database import affected_rows, db, in_transaction, outside_transaction
 from server.limits import client_address
+from server.times import now
 
 log = logging.getLogger("hosi.auth")
 

@@ -20,7 +20,8 @@ from models import (
     Upload,
     User,
 )
-from server.database import db, now
+from server.database import db
+from server.times import now
 
 Kind = TypeVar("Kind", bound=Record)
 

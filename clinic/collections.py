@@ -20,9 +20,10 @@ from models import Appointment, Image, Patient, Record, Report, User
 from schemas import AppointmentOut, CollectionQuery, ImageOut, Out, PatientOut, ReportOut, UserOut
 from server import errors
 from server.cursor import make_cursor, next_link, read_cursor
-from server.database import UTCDateTime, clinic_zone, db
+from server.database import UTCDateTime, db
 from server.endpoint import StreamedList, caller_and_request, log_access
 from server.fast_reads import Row, read, streaming
+from server.times import clinic_zone
 
 BATCH = 500  # rows of a stream that are in memory together
 

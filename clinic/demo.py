@@ -36,7 +36,8 @@ from models import (
     User,
     mrn_check_digit,
 )
-from server.database import clinic_zone, db, insert_many
+from server.database import db, insert_many
+from server.times import clinic_zone
 
 ADMIN_EMAIL = "admin@hosi.example"
 CHUNK = 20_000  # rows per transaction: a running server waits for it, a few seconds at most

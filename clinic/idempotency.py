@@ -21,7 +21,8 @@ from werkzeug.datastructures import FileStorage
 
 from models import IdempotencyKey, Record
 from server import errors
-from server.database import affected_rows, db, now, upsert
+from server.database import affected_rows, db, upsert
+from server.times import now
 
 log = logging.getLogger("hosi")
 

@@ -30,11 +30,12 @@ from werkzeug.datastructures import FileStorage
 from clinic import rights
 from models import Image, Report, Upload, User
 from server import errors, fast_reads, pictures
-from server.database import db, now, refuse_open_transaction
+from server.database import db, refuse_open_transaction
 from server.deadline import deadline, interruptible
 from server.logs import one_line
 from server.multipart import FILE_LIMIT, LONGEST_FILENAME
 from server.pictures import Picture
+from server.times import now
 
 log = logging.getLogger("hosi.media")
 access_log = logging.getLogger("hosi.access")

@@ -26,7 +26,8 @@ from sqlalchemy import (
 
 from models import LoginSession, SignInTries, User
 from server import errors
-from server.database import affected_rows, db, now, upsert
+from server.database import affected_rows, db, upsert
+from server.times import now
 
 ANYWHERE = ""  # the address of the counter for all addresses
 TRIES = 5  # wrong passwords in a row from an address

@@ -19,8 +19,9 @@ from clinic.history import chain as audit
 from models import LoginSession, Role, User
 from schemas import SessionOut, TokensOut, UserOut
 from server import errors, fast_reads
-from server.database import affected_rows, db, now
+from server.database import affected_rows, db
 from server.limits import client_address
+from server.times import now
 from server.web import LARGEST_ID
 
 log = logging.getLogger("hosi.auth")

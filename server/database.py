@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from zoneinfo import ZoneInfo
 
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -41,16 +40,6 @@ from server import errors
 from server.outage import outage
 
 Result = TypeVar("Result")
-
-
-def now() -> datetime:
-    """Return this instant in UTC."""
-    return datetime.now(UTC)
-
-
-def clinic_zone() -> ZoneInfo:
-    """Return the clinic's time zone. Times without an offset are in it, and so is every time of an answer."""
-    return ZoneInfo(current_app.config["TIMEZONE"])
 
 
 class UTCDateTime(TypeDecorator[datetime]):

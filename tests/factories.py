@@ -16,7 +16,8 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
 from models import Patient
-from server.database import db, now
+from server.database import db
+from server.times import now
 
 MakeApp = Callable[..., Flask]
 PASSWORD = "correct horse battery"

@@ -24,7 +24,7 @@ from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
 from models import LoginSession, PasswordReset, User
-from server.database import now
+from server.times import now
 
 
 def production(make_app: MakeApp, **settings: Any) -> Flask:

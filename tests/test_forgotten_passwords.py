@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
 from models import PasswordReset
-from server.database import now
+from server.times import now
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
 from models import AuditEntry, LoginSession, SignInTries
-from server.database import now
 from server.limits import limiter
+from server.times import now
 
 HOME, CLINIC = "198.51.100.7", "203.0.113.9"
 ATTACKERS = [f"192.0.2.{number}" for number in range(1, 200)]

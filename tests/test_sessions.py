@@ -14,7 +14,7 @@ from sql import held_up, snapshot, sql
 from sqlalchemy import select, update
 
 from models import LoginSession, User
-from server.database import now
+from server.times import now
 from testing.statements import counted_statements
 
 

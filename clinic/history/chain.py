@@ -29,7 +29,8 @@ from models import (
     User,
 )
 from server import errors
-from server.database import db, insert_many, now, upsert
+from server.database import db, insert_many, upsert
+from server.times import now
 
 KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in (User, Patient, Appointment, Report, Image)}
 SIGN_INS: Chain = ("sign-in", 0)
