@@ -36,7 +36,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from server import errors, phones
 from server.database import Base, UTCDateTime, db
 from server.names import check_name
-from server.times import clinic_zone, day_of, now, today
+from server.times import WrittenTime, clinic_zone, day_of, now, today
 
 MINUTES = (5, 480)  # shortest and longest appointment
 LONGEST_WORD = 40  # characters of a word in the search index
@@ -141,9 +141,10 @@ class Record(Base):
         return cls.__name__.lower()
 
     def change(self, changes: dict[str, Any]) -> None:
-        """Set these fields. Subclasses add the rules of their records."""
+        """Set these fields. A time that is sent back as it was shown stays. Subclasses add their rules."""
         for field, value in changes.items():
-            setattr(self, field, value)
+            if not (isinstance(value, WrittenTime) and value.shows(getattr(self, field))):
+                setattr(self, field, value)
 
     def archive(self) -> None:
         """Mark the record as archived. Its row stays."""

@@ -24,12 +24,13 @@ from pydantic import (
     StringConstraints,
     ValidationInfo,
     WithJsonSchema,
+    WrapValidator,
     field_validator,
     model_validator,
 )
 from pydantic_core import CoreSchema
 
-from models import MINUTES, AppointmentStatus, PatientStatus, Role, Sex
+from models import HOLDING, MINUTES, AppointmentStatus, PatientStatus, Role, Sex
 from server import iso8601, phones, times
 from server.database import UTCDateTime, db
 from server.names import check_name
@@ -137,6 +138,15 @@ Id = Annotated[int, Field(ge=1, le=LARGEST_ID), BeforeValidator(_whole_number)]
 OwnId = Annotated[Id | None, Field(description="The doctor. By default the caller.")]
 Count = Annotated[int, BeforeValidator(_whole_number)]
 Ids = Annotated[list[Id], Field(max_length=100)]
+ME = 0  # in a query, for the caller's id
+IdOrMe = Annotated[
+    Id,
+    WrapValidator(lambda value, read: ME if value == "me" else read(value)),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST_ID}, {"type": "string", "enum": ["me"]}]}
+    ),
+]
+PeopleIds = Annotated[list[IdOrMe], Field(max_length=100, description="`me` is the caller.")]
 Instant = Annotated[
     datetime,
     BeforeValidator(times.read_instant, json_schema_input_type=datetime),
@@ -147,12 +157,32 @@ LocalTime = Annotated[
     PlainSerializer(times.shown, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
 ]
+SpanStart = Annotated[datetime, BeforeValidator(times.read_start, json_schema_input_type=datetime)]
+
+
+def _after_start(name: str) -> AfterValidator:
+    """Refuse the end of a span that begins, with the field `name`, only after it."""
+
+    def check(end: datetime, before: ValidationInfo) -> datetime:
+        if (start := before.data.get(name)) and start > end:
+            raise ValueError("the span ends before it begins")
+        return end
+
+    return AfterValidator(check)
+
+
 LastInstant = Annotated[
     datetime,
-    BeforeValidator(times.read_end, json_schema_input_type=datetime),
+    BeforeValidator(times.read_last, json_schema_input_type=datetime),
     Field(description="This instant is included. A date includes the whole day."),
 ]
+SpanEnd = Annotated[
+    datetime,
+    BeforeValidator(times.read_end, json_schema_input_type=datetime),
+    Field(description="What begins at this time is not found. A date includes the whole day."),
+]
 Day = Annotated[date, BeforeValidator(times.read_day, json_schema_input_type=date)]
+OnDay = Annotated[date, BeforeValidator(times.read_day_or_today, json_schema_input_type=str)]
 BirthDay = Annotated[Day, AfterValidator(_not_in_future)]
 RoleField = Annotated[str, _word(Role, user="doctor"), _enum(Role)]
 SexField = Annotated[str, _word(Sex), _enum(Sex)]
@@ -188,10 +218,15 @@ class CollectionQuery(In):
             raise ValueError("give the limit too")
         return cursor
 
-    def filters(self) -> dict[str, Any]:
-        """Return the filters that the client sent, by the name of the parameter, in alphabetical order."""
+    def filters(self, me: int) -> dict[str, Any]:
+        """Return the filters that the client sent, by the name of the parameter, in alphabetical order.
+
+        `me` is the caller's id, which `user_id=me` means.
+        """
         names = self.model_fields_set - {"limit", "cursor", "total", "sort", "q"}
         values = {name: getattr(self, name) for name in sorted(names)}
+        if "user_id" in values:
+            values["user_id"] = [person or me for person in values["user_id"]]
         return {name: value for name, value in values.items() if value not in (None, [])}
 
     def order(self) -> str:
@@ -440,8 +475,8 @@ class PatientQuery(SearchQuery):
     date_of_birth: Annotated[
         list[Annotated[Day, WithJsonSchema({"type": "string"})]], Field(max_length=MOST_BIRTH_DATES)
     ] = Field([], description="Birth dates such as `1990-05-31`.")
-    admitted_from: Instant | None = None
-    admitted_to: LastInstant | None = None
+    admitted_from: SpanStart | None = None
+    admitted_to: Annotated[LastInstant, _after_start("admitted_from")] | None = None
     sort: Literal["id", "-id", "last_name", "-last_name", "admitted_at", "-admitted_at"] | None = None
 
 
@@ -462,13 +497,10 @@ class AppointmentOut(RecordOut):
     doctor: Person = Field(examples=[{"id": 1, "first_name": "Tomás", "last_name": "Okafor"}])
 
 
-def _without_fraction(instant: datetime) -> datetime:
-    return instant.replace(microsecond=0)
-
-
 class AppointmentIn(In):
-    appointment_datetime: Annotated[Instant, AfterValidator(_without_fraction)] = Field(
-        examples=["2030-03-04T10:00:00+00:00"]
+    appointment_datetime: Annotated[Instant, AfterValidator(times.WrittenTime.of_minutes)] = Field(
+        examples=["2030-03-04T10:00:00+00:00"],
+        description="A whole minute: seconds are cut off. A time without an offset is the clinic's local time.",
     )
     duration_minutes: Annotated[Count, Field(ge=MINUTES[0], le=MINUTES[1])] = Field(30, examples=[30])
     status: AppointmentStatusField = Field(str(AppointmentStatus.SCHEDULED), examples=[])
@@ -495,12 +527,37 @@ class SwapOut(Out):
 
 
 class AppointmentQuery(CollectionQuery):
-    user_id: Ids = []
+    user_id: PeopleIds = []
     patient_id: Ids = []
     status: list[AppointmentStatusField] = []
-    from_: Instant | None = Field(None, alias="from")
-    to: LastInstant | None = None
+    holding: bool | None = Field(
+        None, description=f"Whether the status is one of {', '.join(HOLDING)}; an overbooked appointment counts."
+    )
+    from_: SpanStart | None = Field(
+        None, alias="from", description="Finds what touches the span: what ends at this time is not found."
+    )
+    to: Annotated[SpanEnd, _after_start("from_")] | None = None
+    on: OnDay | None = Field(
+        None, description="A date or `today`: finds what touches that day. Not with `from` or `to`."
+    )
     sort: Literal["id", "-id", "appointment_datetime", "-appointment_datetime"] | None = None
+
+    @field_validator("on")
+    @classmethod
+    def _is_the_only_span(cls, on: date | None, before: ValidationInfo) -> date | None:
+        if on and (before.data.get("from_") or before.data.get("to")):
+            raise ValueError("cannot be given with from or to")
+        return on
+
+    def filters(self, me: int) -> dict[str, Any]:
+        """Return the filters, with `on` as a span and `holding` as statuses."""
+        given = super().filters(me)
+        if day := given.pop("on", None):
+            given |= {"from_": times.start_of(day), "to": times.start_of(day + times.DAY)}
+        if (holding := given.pop("holding", None)) is not None:
+            chosen = [status for status in given.get("status", AppointmentStatus) if (status in HOLDING) is holding]
+            given["status"] = chosen or [""]  # no appointment has this status
+        return dict(sorted(given.items()))
 
 
 # --- Reports ---
@@ -545,10 +602,10 @@ class ReportPatch(ReportIn, Patch):
 
 
 class ReportQuery(CollectionQuery):
-    user_id: Ids = []
+    user_id: PeopleIds = []
     patient_id: Ids = []
-    from_: Instant | None = Field(None, alias="from")
-    to: LastInstant | None = None
+    from_: SpanStart | None = Field(None, alias="from")
+    to: Annotated[LastInstant, _after_start("from_")] | None = None
     sort: Literal["id", "-id", "created_at", "-created_at"] | None = None
 
 
@@ -603,8 +660,8 @@ AuditKind = Literal["user", "patient", "appointment", "report", "image", "sign-i
 class AuditQuery(In):
     actor: Annotated[list[Id], Field(max_length=16)] = Field([], description="The users who made the changes.")
     kind: list[AuditKind] = Field([], description="The kinds of record that were changed.")
-    from_: Instant | None = Field(None, alias="from")
-    to: LastInstant | None = None
+    from_: SpanStart | None = Field(None, alias="from")
+    to: Annotated[LastInstant, _after_start("from_")] | None = None
     limit: Annotated[Count, Field(ge=1, le=500)] = 100
     before: Annotated[Count, Field(ge=1, le=2**63 - 1)] | None = Field(
         None, description="The id of an entry: the page has older ones. The `Link` header of the page before has it."

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import orjson
+from flask import g
 from sqlalchemy import Boolean, ColumnElement, Connection, FromClause, Select, literal_column, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -41,20 +42,21 @@ class Collection(Generic[Answer]):
         answer: type[Answer],
         orders: Mapping[str, tuple[str, ...]],
         span: tuple[str, str, str] | None = None,
+        minutes: str = "",
         source: FromClause | None = None,
         extra_columns: Sequence[ColumnElement[Any]] = (),
         complete: Callable[[Fields, Row], None] | None = None,
     ) -> None:
         """Describe the collection. `complete(fields, row)` adds fields to a record from the row's `extra_columns`.
 
-        `Statements` describes `orders`, `span`, `source` and `extra_columns`.
+        `Statements` describes `orders`, `span`, `minutes`, `source` and `extra_columns`.
         """
         self.kind, self.answer, self.complete = kind, answer, complete
         columns = kind.__table__.c
         self.names = [name for name in answer.model_fields if name in columns]
         self.times = [name for name in self.names if isinstance(columns[name].type, UTCDateTime)]
         self.booleans = [name for name in self.names if isinstance(columns[name].type, Boolean)]
-        self.statements = Statements(kind, self.names, orders, span, source, extra_columns)
+        self.statements = Statements(kind, self.names, orders, span, minutes, source, extra_columns)
 
     def get(self, record_id: int, finish: Finish | None = None) -> Answer:
         """Return a single record. `finish` changes the fields of its answer. Raises `NotFound`."""
@@ -69,7 +71,7 @@ class Collection(Generic[Answer]):
         `finish` changes the fields of each record. Raises `Invalid` for a cursor of another query.
         """
         after = [] if query.cursor is None else read_cursor(query.cursor, self._scope(query))
-        shape, values = self.statements.shape_of(query, after)
+        shape, values = self.statements.shape_of(query, after, g.caller.id)
         headers = {}
         if query.total:
             headers["X-Total-Count"] = str(read(self.statements.count(replace(shape, after="")), values)[0][0])
@@ -243,6 +245,7 @@ APPOINTMENTS = Collection(
     AppointmentOut,
     {"id": ("id",), "appointment_datetime": ("appointment_datetime", "id")},
     span=("appointment_datetime", "from_", "to"),
+    minutes="duration_minutes",
     source=_with_names(Appointment),
     extra_columns=_NAMES,
     complete=_name_people,

@@ -5,7 +5,7 @@ A page begins after the last row of the page before, not at an offset: https://u
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, timedelta
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
 from clinic import search
-from models import Record
+from models import MINUTES, Record
 from schemas import CollectionQuery
 from server import iso8601
 from server.database import UTCDateTime
@@ -68,15 +68,17 @@ class Statements:
         names: Sequence[str],
         orders: Mapping[str, tuple[str, ...]],
         span: tuple[str, str, str] | None = None,
+        minutes: str = "",
         source: FromClause | None = None,
         extra_columns: Sequence[ColumnElement[Any]] = (),
     ) -> None:
         """Select the columns `names` of the record's table, then `extra_columns` of `source`, which joins that table.
 
         `orders` maps the name of an order to its columns; the first order is the default. `span` is a column of times
-        and the two parameters that bound it.
+        and the two parameters that bound it. With `minutes`, the column of a record's duration, a span finds every
+        record that touches it, and its end is outside of it.
         """
-        self.kind, self.orders = kind, orders
+        self.kind, self.orders, self.minutes = kind, orders, minutes
         self.span, *self.bounds = span or ("", "", "")
         self.columns = kind.__table__.c
         self.live: Condition = self.columns.deleted_at.is_(None)
@@ -88,14 +90,16 @@ class Statements:
         self.whole = lru_cache(STATEMENTS)(self._whole)
         self.count = lru_cache(STATEMENTS)(self._count)
 
-    def shape_of(self, query: CollectionQuery, after: Sequence[Any]) -> tuple[QueryShape, Values]:
+    def shape_of(self, query: CollectionQuery, after: Sequence[Any], me: int) -> tuple[QueryShape, Values]:
         """Return the shape of a query, and its values by the names of the statement's parameters.
 
-        `after` is the key of the last row of the page before, empty for the first page.
+        `after` is the key of the last row of the page before, empty for the first page. `me` is the caller's id.
         """
-        given = query.filters()
+        given = query.filters(me)
         bounds = tuple(name for name in self.bounds if name in given)
         values: Values = {name: given.pop(name) for name in bounds}
+        if self.minutes and self.bounds[0] in bounds:
+            values["earliest"] = values[self.bounds[0]] - timedelta(minutes=MINUTES[1])
         q = query.searched()
         # As a word of the search, a birth date is looked up first. As a filter it would be compared row by row.
         born = given.pop("date_of_birth")[0] if q and len(given.get("date_of_birth", ())) == 1 else None
@@ -196,8 +200,15 @@ class Statements:
         needless = self.bounds[shape.descending] if shape.after == "value" and shape.order[0] == self.span else ""
         for name in shape.bounds:
             column, bound = self._column(shape, self.span), bindparam(name, type_=UTCDateTime)
+            if name == self.bounds[0]:
+                if self.minutes:
+                    conditions.append(_End(self.columns[self.span], self.columns[self.minutes]) > bound)
+                    bound = bindparam("earliest", type_=UTCDateTime)  # no record is longer
+                bounded = column >= bound
+            else:
+                bounded = column < bound if self.minutes else column <= bound
             if name != needless:
-                conditions.append(column >= bound if name == self.bounds[0] else column <= bound)
+                conditions.append(bounded)
         conditions += [or_(*self._equalities(shape, name, count)) for name, count in shape.filters if name != but]
         return conditions
 
@@ -252,6 +263,25 @@ def _plain_column(element: Any, compiler: Any, **kwargs: Any) -> str:
 @compiles(_WithoutIndex, "sqlite")
 def _unary_plus(element: Any, compiler: Any, **kwargs: Any) -> str:
     return f"+{compiler.process(element.clauses, **kwargs)}"
+
+
+class _End(FunctionElement[Any]):
+    """SQL for the end of a record: its time, and its duration in minutes. On SQLite, the text of a stored time."""
+
+    inherit_cache = True
+    type = UTCDateTime()
+
+
+@compiles(_End, "sqlite")
+def _end_on_sqlite(element: Any, compiler: Any, **kwargs: Any) -> str:
+    start, minutes = (compiler.process(clause, **kwargs) for clause in element.clauses)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', {start}, '+' || {minutes} || ' minutes')"
+
+
+@compiles(_End, "postgresql")
+def _end_on_postgresql(element: Any, compiler: Any, **kwargs: Any) -> str:
+    start, minutes = (compiler.process(clause, **kwargs) for clause in element.clauses)
+    return f"{start} + {minutes} * interval '1 minute'"
 
 
 def _padded(values: list[Any]) -> list[Any]:

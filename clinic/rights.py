@@ -26,9 +26,6 @@ OWNER: dict[type[Record], str | None] = {User: "id", Patient: None, Appointment:
 # Only an administrator may change these fields. Anybody may send their present value back.
 ADMIN_FIELDS: dict[type[Record], set[str]] = {User: {"role", "is_active"}, Appointment: {"overbooked"}}
 
-# A new value for any of these fields moves an appointment to another slot.
-SLOT_FIELDS = ("appointment_datetime", "duration_minutes", "patient_id", "user_id")
-
 
 def caller() -> Caller:
     """Return the user of this request."""
@@ -63,11 +60,9 @@ def with_history(kind: type[Kind], record_id: int) -> Kind:
 def change(record: Record, changes: dict[str, Any]) -> None:
     """Change the record's fields. Raises `Forbidden` if the caller may not, and the errors of `record.change`."""
     _refuse_admin_fields(record, changes)
-    moved = isinstance(record, Appointment) and any(
-        field in changes and changes[field] != getattr(record, field) for field in SLOT_FIELDS
-    )
+    old_slot = record.slot if isinstance(record, Appointment) else None
     record.change(changes)
-    if moved and isinstance(record, Appointment) and record.overbooked and not caller().is_admin:
+    if isinstance(record, Appointment) and record.slot != old_slot and record.overbooked and not caller().is_admin:
         record.overbooked = False  # an administrator allowed it for the old slot
     _refuse_others(type(record), _owner_of(record), "change" if record.id else "create")
 

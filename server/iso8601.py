@@ -22,15 +22,32 @@ def _grammar(dash: str, colon: str) -> re.Pattern[str]:
 _EXTENDED, _BASIC = _grammar("-", ":"), _grammar("", "")
 
 
+def _parts(text: str) -> tuple[str, ...]:
+    match = len(text) <= LONGEST and (_EXTENDED.fullmatch(text) or _BASIC.fullmatch(text))
+    if not match:
+        raise ValueError("not a date or time of ISO 8601")
+    return match.groups()
+
+
+def unit(text: str) -> timedelta:
+    """Return the smallest unit that a text names: a day, a minute, a second or a decimal of a second.
+
+    Of `T10` the unit is a minute: the text means the full hour. Raises ValueError as `read` does.
+    """
+    _, _, _, hour, _, second, decimals, _ = _parts(text)
+    if hour is None:
+        return timedelta(days=1)
+    if second is None:
+        return timedelta(minutes=1)
+    return timedelta(microseconds=10 ** max(0, 6 - len(decimals or "")))
+
+
 def read(text: str) -> date | datetime:
     """Return a date for a text without a time of day, else a datetime. Without an offset, the datetime is naive.
 
     Decimals beyond microseconds are cut off. Raises ValueError for a text outside of the grammar or the calendar.
     """
-    match = len(text) <= LONGEST and (_EXTENDED.fullmatch(text) or _BASIC.fullmatch(text))
-    if not match:
-        raise ValueError("not a date or time of ISO 8601")
-    year, month, day, hour, minute, second, decimals, offset = match.groups()
+    year, month, day, hour, minute, second, decimals, offset = _parts(text)
     if hour is None:
         return date(int(year), int(month), int(day))
     microsecond = (decimals or "").ljust(6, "0")[:6]

@@ -1,11 +1,12 @@
 """The routes about the server itself: its name and links, the interactive page, the OpenAPI document, health."""
 
 from collections.abc import Mapping
+from datetime import date
 
 from flask import Blueprint, Flask, Response, abort, current_app, redirect, request, send_from_directory
 from pydantic import BaseModel, Field
 
-from server import database, openapi
+from server import database, openapi, times
 from server.database import db
 from server.endpoint import contract, public
 
@@ -29,6 +30,9 @@ class Welcome(BaseModel):
     name: str = Field(examples=["Hosi Server"])
     version: str = Field(examples=["1.0.0"])
     links: dict[str, str] = Field(examples=[{"documentation": "/docs", "openapi": "/openapi.json"}])
+    timezone: str = Field(description="The clinic's time zone.", examples=["Africa/Nairobi"])
+    now: str = Field(description="This instant, with the clinic's offset.", examples=["2030-03-04T09:12:45+03:00"])
+    today: date = Field(description="The clinic's day.", examples=["2030-03-04"])
 
 
 class Health(BaseModel):
@@ -48,8 +52,12 @@ def index() -> Welcome:
     """Get name, version and links; a browser is redirected to the interactive page."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         abort(redirect("/docs"))
-    welcome: Welcome = current_app.extensions["welcome"]
-    return welcome
+    return Welcome(
+        **current_app.extensions["welcome"],
+        timezone=times.clinic_zone().key,
+        now=times.shown(times.now()),
+        today=times.today(),
+    )
 
 
 @system.get("/docs")
@@ -99,5 +107,5 @@ def init_app(app: Flask, about: openapi.About, links: Mapping[str, str]) -> None
         "health": "/healthz",
         "readiness": "/readyz",
     }
-    app.extensions["welcome"] = Welcome(name=about.title, version=about.version, links=all_links)
+    app.extensions["welcome"] = {"name": about.title, "version": about.version, "links": all_links}
     app.extensions["openapi"] = openapi.text(app, about)

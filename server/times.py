@@ -1,6 +1,8 @@
 """The clinic's wall clock: its zone, its days, and the times that requests and answers have in it."""
 
-from datetime import UTC, date, datetime, time, timedelta
+import re
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from typing import Self
 from zoneinfo import ZoneInfo
 
 from flask import current_app
@@ -8,6 +10,7 @@ from flask import current_app
 from server import iso8601
 
 YEARS = (1850, 2200)  # first year, and the year after the last; Python's arithmetic fails beyond year 9999
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 
 
 def clinic_zone() -> ZoneInfo:
@@ -30,61 +33,152 @@ def day_of(instant: datetime) -> date:
     return instant.astimezone(clinic_zone()).date()
 
 
+class WrittenTime(datetime):
+    """An instant in UTC that remembers how the client wrote it.
+
+    A form sends back what it shows: the wall clock, often without seconds, and without a word on which of two it means
+    where the clocks are put back. `shows` tells whether that is a stored instant, unchanged.
+    """
+
+    clock: datetime  # naive, as it was written
+    zone: tzinfo  # its offset, or the clinic's zone
+    unit: timedelta  # the smallest unit that was written
+
+    @classmethod
+    def of(cls, instant: datetime, clock: datetime, zone: tzinfo, unit: timedelta) -> Self:
+        """Return the instant with the form in which it was written."""
+        written = cls.combine(instant.date(), instant.timetz())
+        written.clock, written.zone, written.unit = clock, zone, unit
+        return written
+
+    def shows(self, instant: datetime | None) -> bool:
+        """Return whether `instant`, shown in this form, is what the client wrote."""
+        if instant is None:
+            return False
+        return timedelta() <= instant.astimezone(self.zone).replace(tzinfo=None) - self.clock < self.unit
+
+    def of_minutes(self) -> Self:
+        """Return the time without its seconds."""
+        clock = self.clock.replace(second=0, microsecond=0)
+        return self.of(self - (self.clock - clock), clock, self.zone, max(self.unit, MINUTE))
+
+
+def instant_of(clock: datetime, last: bool = False) -> datetime:
+    """Return the instant at which the clinic's clocks show this naive time, in UTC.
+
+    Of two such instants it is the first, or the `last`. Where the clocks are put forward over the time, it is the
+    instant at which they are. Python's own answer for that lies up to a day beside it (PEP 495).
+    """
+    zone = clinic_zone()
+    first, second = sorted(clock.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    if first == second or first.astimezone(zone).replace(tzinfo=None, fold=0) == clock:
+        return second if last else first
+    before = first.astimezone(zone).utcoffset()
+    while second - first > timedelta.resolution:  # the change lies after `first`, and not after `second`
+        middle = first + (second - first) / 2
+        if middle.astimezone(zone).utcoffset() == before:
+            first = middle
+        else:
+            second = middle
+    return second
+
+
+def start_of(day: date) -> datetime:
+    """Return the first instant of a clinic's day, also of a day without a midnight."""
+    return instant_of(datetime.combine(day, time()))
+
+
 def _in_range(year: int) -> None:
     if not YEARS[0] <= year < YEARS[1]:
         raise ValueError(f"the year must lie between {YEARS[0]} and {YEARS[1] - 1}")
 
 
-def _read_time(value: object) -> date | datetime:
-    """Read an ISO 8601 date, or date and time, with blanks around it. Raises ValueError."""
+def _read(value: object) -> tuple[date | datetime, str]:
+    """Read an ISO 8601 date, or date and time, with blanks around it. Return it and its text. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError
-    return iso8601.read(value.strip(" \t\r\n"))
+    text = value.strip(" \t\r\n")
+    return iso8601.read(text), text
 
 
-def _first_instant(value: object) -> tuple[datetime, bool]:
-    """Return the first instant that a time or a date means, and whether it is a date."""
+def _read_moment(value: object) -> tuple[date | datetime, str]:
     try:
-        parsed = _read_time(value)
+        parsed, text = _read(value)
     except ValueError:
         raise ValueError("must be an ISO 8601 time, such as 2027-03-01T10:00 or 2027-03-01T07:00:00Z") from None
     _in_range(parsed.year)
-    is_day = not isinstance(parsed, datetime)
+    if isinstance(parsed, datetime) and parsed.tzinfo:
+        _in_range(parsed.astimezone(UTC).year)
+        _in_range(parsed.astimezone(clinic_zone()).year)  # the form in which it is answered, and may be sent back
+    return parsed, text
+
+
+def read_instant(value: object) -> WrittenTime:
+    """Read an ISO 8601 time. A naive time is the clinic's wall clock; a date means the first instant of that day."""
+    parsed, text = _read_moment(value)
     clock = parsed if isinstance(parsed, datetime) else datetime.combine(parsed, time())
-    zone = clinic_zone()
-    instant = (clock if clock.tzinfo else clock.replace(tzinfo=zone)).astimezone(UTC)
-    local = instant.astimezone(zone)  # the form in which it is answered, and may be sent back
-    _in_range(local.year)
-    if clock.tzinfo is None and local.replace(tzinfo=None) != clock:
-        if is_day and local.date() == parsed:
-            return instant, is_day  # this day has no midnight: the clocks are put forward over it
-        raise ValueError(f"there is no such time in {zone}: the clocks are put forward over it")
-    return instant, is_day
+    zone = clock.tzinfo or clinic_zone()
+    instant = clock.astimezone(UTC) if clock.tzinfo else instant_of(clock)
+    if clock.tzinfo is None:
+        shown = instant.astimezone(zone)
+        _in_range(shown.year)
+        same = shown.replace(tzinfo=None, fold=0) == clock if isinstance(parsed, datetime) else shown.date() == parsed
+        if not same:
+            raise ValueError(f"there is no such time in {zone}: the clocks are put forward over it")
+    return WrittenTime.of(instant, clock.replace(tzinfo=None), zone, iso8601.unit(text))
 
 
-def read_instant(value: object) -> datetime:
-    """Read an ISO 8601 time. A naive time is the clinic's local time; a date means the first instant of that day."""
-    return _first_instant(value)[0]
+# A query string spells a blank as +, so an offset's + that is sent as it is arrives as a blank.
+_OFFSET_AFTER_BLANK = re.compile(r"(.{8,10}[T ]\S+) (\d\d(?::?\d\d)?)", re.ASCII)
+
+
+def _read_bound(value: object) -> date | datetime:
+    """Read a time or date of a query string. The `+` of its offset may have become a blank."""
+    match = _OFFSET_AFTER_BLANK.fullmatch(value.strip(" ")) if isinstance(value, str) else None
+    return _read_moment(f"{match[1]}+{match[2]}" if match else value)[0]
+
+
+def read_start(value: object) -> datetime:
+    """Read the start of a span: a time, or a date for the start of that day. A wall clock means its first instant."""
+    bound = _read_bound(value)
+    if not isinstance(bound, datetime):
+        return start_of(bound)
+    return bound.astimezone(UTC) if bound.tzinfo else instant_of(bound)
 
 
 def read_end(value: object) -> datetime:
-    """Read the last instant of a span. A date means the last instant of that day."""
-    instant, is_day = _first_instant(value)
-    if is_day:
-        following = instant.astimezone(clinic_zone()).date() + timedelta(days=1)
-        midnight = datetime.combine(following, time(), clinic_zone()).astimezone(UTC)
-        return midnight - timedelta(microseconds=1)
-    return instant
+    """Read the end of a span, which is outside of it: a time, or a date for the end of that day.
+
+    A wall clock means its last instant.
+    """
+    bound = _read_bound(value)
+    if not isinstance(bound, datetime):
+        return start_of(bound + DAY)
+    return bound.astimezone(UTC) if bound.tzinfo else instant_of(bound, last=True)
+
+
+def read_last(value: object) -> datetime:
+    """Read the last instant of a span, which is in it: a time, or a date for the last instant of that day."""
+    end = read_end(value)
+    return end if isinstance(_read_bound(value), datetime) else end - timedelta.resolution
 
 
 def read_day(value: object) -> date:
-    """Read an ISO 8601 date, or a time that is midnight by its own offset or by the clinic's: browsers send both."""
+    """Read an ISO 8601 date, or a time that begins a day by its own offset or by the clinic's: browsers send both.
+
+    On a day without a midnight the clinic's day begins later. For the midnight itself, browsers send the instant at
+    which the clocks would show it, had they not been put forward.
+    """
     try:
-        parsed = _read_time(value)
+        parsed, _ = _read(value)
         if isinstance(parsed, datetime):
+            _in_range(parsed.year)
             if parsed.tzinfo and parsed.time() != time():
-                _in_range(parsed.year)
-                parsed = parsed.astimezone(clinic_zone())
+                day = day_of(parsed)
+                midnight = datetime.combine(day, time(), clinic_zone())
+                if parsed not in (start_of(day), midnight.astimezone(UTC)):
+                    raise ValueError
+                return day
             if parsed.time() != time():
                 raise ValueError
             parsed = parsed.date()
@@ -92,6 +186,11 @@ def read_day(value: object) -> date:
         raise ValueError("must be an ISO 8601 date, such as 1990-05-31") from None
     _in_range(parsed.year)
     return parsed
+
+
+def read_day_or_today(value: object) -> date:
+    """Read a date as `read_day` does, or the word `today`."""
+    return today() if isinstance(value, str) and value.strip(" ").lower() == "today" else read_day(value)
 
 
 def shown(instant: datetime) -> str:
