@@ -10,13 +10,12 @@ from werkzeug.datastructures import FileStorage
 
 import cli
 import config
-from clinic import accounts, appointments, listeners, passwords, rights, sessions
+from clinic import accounts, appointments, listeners, passwords, rights, sessions, startup
 from clinic import images as media
 from clinic.about import ABOUT, IMAGE_FILE, LINKS
 from clinic.archive import restored
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
 from clinic.duplicates import duplicates_of, linked
-from clinic.history import keys
 from clinic.history import listing as audit
 from clinic.idempotency import idempotent, made
 from clinic.images import image_links, uploaded
@@ -483,7 +482,7 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     logs.set_up(setting["LOG_LEVEL"])
     app = Flask(__name__, instance_path=str(setting["INSTANCE_PATH"]), static_folder="static")
     app.config.update(setting)
-    for part in (errors, database, fast_reads, keys, passwords, sessions, limits, media, cli, web):
+    for part in (errors, database, fast_reads, startup, passwords, sessions, limits, media, cli, web):
         part.init_app(app)
     listeners.register()
     for blueprint in blueprints:
@@ -495,5 +494,5 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
 if __name__ == "__main__":
     application = create_app()
     with application.app_context():
-        keys.stop_on_wrong_key()
+        startup.stop_on_wrong_settings()
     application.run(application.config["HOST"], application.config["PORT"], threaded=True)

@@ -3,6 +3,7 @@
 import random
 import re
 import sys
+import zoneinfo
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial, wraps
@@ -14,7 +15,7 @@ from flask.cli import with_appcontext
 from pydantic import ValidationError
 from sqlalchemy import func, select
 
-from clinic import accounts, archive, demo, idempotency, image_check, images, search
+from clinic import accounts, archive, demo, idempotency, image_check, images, search, startup, timezone_change
 from clinic.history import keys, rotation, verification
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
@@ -24,12 +25,12 @@ from server.times import now, today
 
 
 def writing(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command that writes: it runs in an application context, and stops first if `AUDIT_KEY` is wrong."""
+    """Decorate a command that writes: it runs in an application context, and stops first if a setting is wrong."""
 
     @with_appcontext
     @wraps(command)
     def checked(*args: Any, **options: Any) -> None:
-        keys.stop_on_wrong_key()
+        startup.stop_on_wrong_settings()
         command(*args, **options)
 
     return checked
@@ -182,8 +183,8 @@ def audit_head() -> None:
 @audit_group.command("check-key")
 @with_appcontext
 def audit_check_key() -> None:
-    """Stop with a sentence if AUDIT_KEY is not the key of this database's history. gunicorn runs it at start."""
-    keys.stop_on_wrong_key()
+    """Stop with a sentence if AUDIT_KEY is not the key of this database's history."""
+    startup.stop_on_wrong_settings([keys.check_audit_key])
 
 
 @audit_group.command("rotate")
@@ -224,6 +225,44 @@ def images_verify() -> None:
     except images.StoreError as error:
         raise click.ClickException(f"The image store failed: {error}. Nothing was compared; run this again.") from None
     click.echo("Every image has its picture, and every picture its image.")
+
+
+@click.command("check")
+@with_appcontext
+def check() -> None:
+    """Stop with a sentence if AUDIT_KEY or TIMEZONE does not fit the database. The server runs it at start."""
+    startup.stop_on_wrong_settings()
+
+
+def _known_zone(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    if name not in zoneinfo.available_timezones():
+        raise click.BadParameter("no such IANA time zone; examples are UTC and Africa/Nairobi")
+    return name
+
+
+@click.command("timezone")
+@click.argument("zone", callback=_known_zone)
+@click.option("--keep-wall-clock", is_flag=True, help="move every time that was entered, so that it shows the same")
+@click.option("--dry-run", is_flag=True, help="only say what would be changed")
+@with_appcontext
+def set_timezone(zone: str, keep_wall_clock: bool, dry_run: bool) -> None:
+    """Say that times were entered under ZONE, or change from the zone in use to ZONE.
+
+    Without --keep-wall-clock every time stays the instant that it is, and is shown in ZONE. With it every time that
+    staff entered shows what it showed, and becomes another instant. Try it with --dry-run, and back up the database.
+    Stop the servers first: until they are restarted with TIMEZONE=ZONE, they refuse writes with 503.
+    """
+    try:
+        total = timezone_change.records() if keep_wall_clock else 0
+        with click.progressbar(length=total, hidden=not total, label="moving times", file=sys.stderr) as bar:
+            moved = timezone_change.change_timezone(zone, keep_wall_clock, dry_run, bar.update)
+    except (timezone_change.NotChanged, keys.WrongAuditKey) as error:
+        raise click.ClickException(f"{error} Nothing was changed.") from None
+    for column, count in moved.items():
+        click.echo(f"{column}: {count} times {'would move' if dry_run else 'moved'}.")
+    if keep_wall_clock:
+        click.echo(timezone_change.WARNING)
+    click.echo(f"{'Nothing was changed. Without --dry-run the' if dry_run else 'The'} zone is {zone}.")
 
 
 @click.command("seed")
@@ -282,7 +321,17 @@ def seed_clinic(
         click.echo("\n".join(f"  {role:<8} {email}" for email, role in logins))
 
 
-COMMANDS: Iterable[click.Command] = (create_admin, reset_link, purge, reindex, audit_group, images_group, seed_clinic)
+COMMANDS: Iterable[click.Command] = (
+    create_admin,
+    reset_link,
+    purge,
+    reindex,
+    audit_group,
+    images_group,
+    check,
+    set_timezone,
+    seed_clinic,
+)
 
 
 def _without_traceback(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -317,12 +366,12 @@ def init_app(app: Flask) -> None:
     """Add the commands to `flask`."""
     for command in COMMANDS:
         app.cli.add_command(command)
-    _check_key_before_flask_run(app)
+    _check_before_flask_run(app)
 
 
-def _check_key_before_flask_run(app: Flask) -> None:
-    """Stop on a wrong `AUDIT_KEY` if `flask run` makes the application. Flask's own command has no `@writing`."""
+def _check_before_flask_run(app: Flask) -> None:
+    """Stop on a wrong setting if `flask run` makes the application. Flask's own command has no `@writing`."""
     command = click.get_current_context(silent=True)
     if command and command.info_name == "run":
         with app.app_context():
-            keys.stop_on_wrong_key()
+            startup.stop_on_wrong_settings()

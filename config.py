@@ -75,7 +75,10 @@ class Settings(BaseModel):
         description="The address at which clients reach this server, such as `https://api.clinic.example`. "
         "Production needs it.",
     )
-    TIMEZONE: str = Field("UTC", description="The clinic's IANA time zone, such as `Africa/Nairobi`.")
+    TIMEZONE: str = Field(
+        "",
+        description="The clinic's IANA time zone, such as `Africa/Nairobi`. Production needs it; `UTC` in development.",
+    )
     PHONE_REGION: str = Field(
         "",
         description="The country of phone numbers without a country code, ISO 3166, such as `KE`. Empty: such numbers "
@@ -159,7 +162,7 @@ class Settings(BaseModel):
     @classmethod
     def _is_known_timezone(cls, name: str) -> str:
         try:
-            ZoneInfo(name)
+            ZoneInfo(name or "UTC")
         except (KeyError, ValueError, OSError):
             raise ValueError("no such IANA time zone; examples are UTC and Africa/Nairobi") from None
         return name
@@ -268,6 +271,8 @@ def _check_production(settings: Settings) -> None:
             )
     if len({getattr(settings, name) for name in SECRETS}) < len(SECRETS):
         raise ConfigError(f"{' and '.join(SECRETS)} are the same. Give each a value of its own.")
+    if not settings.TIMEZONE:
+        raise ConfigError("TIMEZONE is missing. Set it to the clinic's IANA time zone, Africa/Nairobi say.")
     if not settings.PUBLIC_URL:
         raise ConfigError("PUBLIC_URL is missing. Set it to the address clients use, https://api.clinic.example say.")
 
@@ -292,6 +297,7 @@ def _flask_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that Flask and its extensions read under names of their own, or that have a late default."""
     reset = settings.PASSWORD_RESET_URL or f"{settings.PUBLIC_URL or 'http://localhost:3000'}/reset-password"
     return {
+        "TIMEZONE": settings.TIMEZONE or "UTC",
         "SIGNUP": settings.SIGNUP or ("approval" if settings.production else "open"),
         "PASSWORD_RESET_URL": reset,
         "TESTING": settings.FLASK_ENV == "testing",

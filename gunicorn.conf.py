@@ -29,11 +29,11 @@ UNREAD = 30
 
 
 def on_starting(server: Any) -> None:
-    """End the start with a sentence if AUDIT_KEY is wrong.
+    """End the start with a sentence if AUDIT_KEY or TIMEZONE is wrong.
 
     Another process checks it: workers inherit the modules of this process, and a reload must load app.py again.
     """
-    command = [sys.executable, "-m", "flask", "--app", "app", "audit", "check-key"]
+    command = [sys.executable, "-m", "flask", "--app", "app", "check"]
     if code := subprocess.run(command, cwd=ROOT, check=False).returncode:  # noqa: S603  # a command of our own
         sys.exit(code)
 

@@ -848,6 +848,7 @@ class Clinic(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, default=1)
     audit_keys: Mapped[str | None] = mapped_column(Text)  # JSON, written by clinic/history/keys.py
+    timezone: Mapped[str | None] = mapped_column(String(64))  # that times were entered under: clinic/timezone.py
 
 
 class IdempotencyKey(Base):

@@ -654,7 +654,7 @@ class HistoryOut(Out):
         return {name: {"before": before, "after": after} for name, (before, after) in changes.items()}
 
 
-AuditKind = Literal["user", "patient", "appointment", "report", "image", "sign-in"]
+AuditKind = Literal["user", "patient", "appointment", "report", "image", "sign-in", "clinic"]
 
 
 class AuditQuery(In):

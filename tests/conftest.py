@@ -17,7 +17,7 @@ from client import Client, migrate
 from factories import USUAL, new_login, sign_up
 from flask import Flask
 from remembered import signed_in
-from sql import connections_in_use, dispose, empty_tables
+from sql import connections_in_use, dispose, empty_tables, sql
 from werkzeug.serving import make_server
 
 from app import create_app
@@ -233,9 +233,10 @@ def cloud_app(app: Flask, make_app: Callable[..., Flask], cloud: CloudinaryDoubl
 
 @pytest.fixture
 def at_home(app: Flask, make_app: Callable[..., Flask]) -> Callable[[Client, str], Client]:
-    """The same person at the same clinic, had it its home in this time zone."""
+    """The same person at the same clinic, had it its home in this time zone from the start."""
 
     def move(client: Client, zone: str) -> Client:
+        sql(app, "UPDATE clinic SET timezone = :zone", zone=zone)
         elsewhere = make_app(TIMEZONE=zone, JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"])
         return Client(elsewhere, client.token, client.user)
 

@@ -33,6 +33,7 @@ def production(make_app: MakeApp, **settings: Any) -> Flask:
         SECRET_KEY="s" * 32,
         JWT_SECRET_KEY="j" * 32,
         AUDIT_KEY="a" * 32,
+        TIMEZONE="UTC",
         PUBLIC_URL="https://api.clinic.test",
         **settings,
     )

@@ -103,15 +103,14 @@ def test_the_clinics_wall_clock_is_kept_and_shown(doctor: Client, at_home: Calla
     nairobi = at_home(doctor, "Africa/Nairobi")
     appointment = make_appointment(nairobi, make_patient(nairobi)["id"], "2030-03-01T10:00")
     assert appointment["appointment_datetime"] == "2030-03-01T10:00:00+03:00"
-    listed = doctor.get("/appointment").json[0]
-    assert listed["appointment_datetime"] == "2030-03-01T07:00:00+00:00"
+    assert nairobi.get("/appointment").json == [appointment]
 
 
 def test_a_time_that_the_clocks_jump_over_cannot_be_booked(
     doctor: Client, at_home: Callable[[Client, str], Client]
 ) -> None:
     berlin = at_home(doctor, "Europe/Berlin")
-    booking = {"patient_id": make_patient(doctor)["id"], "appointment_datetime": "2030-03-31T02:30"}
+    booking = {"patient_id": make_patient(berlin)["id"], "appointment_datetime": "2030-03-31T02:30"}
     assert_refused(berlin.post("/appointment", booking), 422, "appointment_datetime")
 
 

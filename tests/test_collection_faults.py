@@ -154,13 +154,15 @@ def test_what_fails_before_the_first_row_is_an_error_and_leaves_no_connection(ap
         sql(app, "ALTER TABLE lost RENAME TO patients")
 
 
-def test_a_page_leads_on_though_offsets_had_seconds(app: Flask, make_app: MakeApp, doctor: Client) -> None:
+def test_a_page_leads_on_though_offsets_had_seconds(
+    app: Flask, doctor: Client, at_home: Callable[[Client, str], Client]
+) -> None:
     """On PostgreSQL they come from its own time zone, which is that of its server or role."""
     for _ in range(3):
         make_patient(doctor, admitted_at="1970-05-01T10:00:00Z")
     if app.config["DATABASE_URL"].startswith("postgresql"):
         sql(app, f"ALTER DATABASE {sql(app, 'SELECT current_database()')[0][0]} SET timezone = 'Africa/Monrovia'")
-    there = Client(make_app(TIMEZONE="Africa/Monrovia", JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"]), doctor.token)
+    there = at_home(doctor, "Africa/Monrovia")
     try:
         for order in ("admitted_at", "-admitted_at"):
             assert sorted(all_pages(there, f"/patients?limit=1&admitted_to=1971-01-01&sort={order}")) == [1, 2, 3]
@@ -179,11 +181,11 @@ def test_an_old_offset_with_seconds_is_told_in_full_in_a_page_too(
 
 
 def test_what_fails_later_breaks_the_connection_and_never_closes_the_array(
-    app: Flask, make_app: MakeApp, doctor: Client
+    app: Flask, doctor: Client, at_home: Callable[[Client, str], Client]
 ) -> None:
     many_patients(app, 1500)
     sql(app, "UPDATE patients SET created_at = '0001-01-01 00:00:00.000000' WHERE id = 1200")  # in New York: the year 0
-    served = make_app(TIMEZONE="America/New_York", JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"])
+    served = at_home(doctor, "America/New_York").app
     answer = stream_of(served, doctor)
     sent: list[bytes] = []
     with pytest.raises(OverflowError):

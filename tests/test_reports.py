@@ -129,7 +129,8 @@ def test_no_report_is_filed_for_an_archived_patient(app: Flask, admin: Client, d
 
 
 def test_times_are_shown_in_the_clinics_offset(doctor: Client, at_home: Callable[[Client, str], Client]) -> None:
-    report = make_report(at_home(doctor, "Africa/Nairobi"), make_patient(doctor)["id"])
+    nairobi = at_home(doctor, "Africa/Nairobi")
+    report = make_report(nairobi, make_patient(nairobi)["id"])
     assert report["created_at"].endswith("+03:00")
 
 

@@ -106,7 +106,7 @@ def test_appointments_need_patients_and_doctors(app: Flask) -> None:
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_production_is_left_alone_unless_forced(app: Flask, make_app: Callable[..., Flask]) -> None:
     secrets = {name: name * 5 for name in ("SECRET_KEY", "JWT_SECRET_KEY", "AUDIT_KEY")}
-    live = make_app(FLASK_ENV="production", PUBLIC_URL="https://api.clinic.example", **secrets)
+    live = make_app(FLASK_ENV="production", PUBLIC_URL="https://api.clinic.example", TIMEZONE="UTC", **secrets)
     assert "--force" in seed(live, *SMALL, fails=True)
     assert not snapshot(app)["patients"]
     seed(live, *SMALL, "--force")

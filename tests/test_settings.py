@@ -30,6 +30,7 @@ PRODUCTION = {
     "SECRET_KEY": "a" * 32,
     "JWT_SECRET_KEY": "b" * 32,
     "AUDIT_KEY": "c" * 32,
+    "TIMEZONE": "Africa/Nairobi",
     "PUBLIC_URL": "https://api.clinic.example",
 }
 DEVELOPMENT = {"FLASK_ENV": "development"}
@@ -214,6 +215,7 @@ def test_sign_up_is_open_in_development_and_by_approval_in_production(read: Read
         ("JWT_SECRET_KEY", "changeme"),
         ("JWT_SECRET_KEY", PRODUCTION["SECRET_KEY"]),
         ("AUDIT_KEY", ""),
+        ("TIMEZONE", ""),
         ("PUBLIC_URL", ""),
         ("PUBLIC_URL", "api.clinic.example"),
     ],

@@ -276,10 +276,10 @@ def test_naive_times_are_told_apart_when_the_clocks_change(
 ) -> None:
     """In Berlin 02:30 comes twice on 27 October 2030; the first, in summer time, is meant unless the offset is told."""
     there = at_home(doctor, "Europe/Berlin")
-    first = make_appointment(there, make_patient(doctor)["id"], "2030-10-27T02:30")
+    first = make_appointment(there, make_patient(there)["id"], "2030-10-27T02:30")
     assert first["appointment_datetime"] == "2030-10-27T02:30:00+02:00"
-    assert book(there, make_patient(doctor)["id"], "2030-10-27T02:30:00+01:00") == 201
-    assert book(there, make_patient(doctor)["id"], "2030-10-27T02:45:00+02:00") == 409
+    assert book(there, make_patient(there)["id"], "2030-10-27T02:30:00+01:00") == 201
+    assert book(there, make_patient(there)["id"], "2030-10-27T02:45:00+02:00") == 409
 
 
 def test_an_appointment_lasts_as_long_as_it_says_when_the_clocks_change(
@@ -287,8 +287,8 @@ def test_an_appointment_lasts_as_long_as_it_says_when_the_clocks_change(
 ) -> None:
     """01:30 to 03:30 by the wall clock is one hour in March: the slot is free again at 03:30."""
     there = at_home(doctor, "Europe/Berlin")
-    make_appointment(there, make_patient(doctor)["id"], "2030-03-31T01:30", duration_minutes=60)
-    patient = make_patient(doctor)["id"]
+    make_appointment(there, make_patient(there)["id"], "2030-03-31T01:30", duration_minutes=60)
+    patient = make_patient(there)["id"]
     refused = there.post("/appointment", {"patient_id": patient, "appointment_datetime": "2030-03-31T03:29"})
     assert "from 2030-03-31T01:30+01:00 to 2030-03-31T03:30+02:00" in refused.json["msg"]
     assert book(there, patient, "2030-03-31T03:30") == 201

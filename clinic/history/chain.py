@@ -15,6 +15,7 @@ from flask import g, has_request_context
 from sqlalchemy import ColumnElement, Connection, Table, bindparam, inspect, select, text, tuple_, update
 from sqlalchemy.orm import Session, UOWTransaction
 
+from clinic import timezone
 from clinic.history import keys, macs
 from clinic.history.keys import Key
 from clinic.history.macs import Chain
@@ -34,6 +35,8 @@ from server.times import now
 
 KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in (User, Patient, Appointment, Report, Image)}
 SIGN_INS: Chain = ("sign-in", 0)
+CLINIC: Chain = ("clinic", 1)  # changes of the time zone
+WITHOUT_RECORD = (SIGN_INS[0], CLINIC[0])  # kinds of chains that belong to no record
 LEFT_OUT = {"id", "created_at", "updated_at", "version", "deleted_at"}  # the columns of the entry tell these
 SECRETS = {"password": "changed", "image_url": "set"}  # field: the word in place of its value
 
@@ -173,12 +176,13 @@ def write(connection: Connection, events: Sequence[Event], heads: Heads | None =
     """Append an entry for each event to its chain. Commits nothing.
 
     Takes four statements for any number of events, or three with `heads`: the heads of these chains, already locked.
-    Pass `heads={}` for new records. Raises `WrongAuditKey` and writes nothing if `AUDIT_KEY` is wrong.
+    Pass `heads={}` for new records. Raises `WrongAuditKey` or `WrongTimezone` and writes nothing if a setting is wrong.
     """
     known = _locked_heads(connection, {event.chain for event in events}) if heads is None else heads
     ends = dict(known)
-    ids, stored_keys = draw_ids(connection, len(events))
+    ids, stored_keys, stored_zone = draw_ids(connection, len(events))
     key = keys.current(connection, stored_keys)
+    timezone.require(connection, stored_zone)
     entries = _new_entries(key, ids, events, ends)
     insert_many(connection, AuditEntry, (*macs.SPELLINGS[macs.SPELLING], "changes", "mac"), entries)
     _write_heads(connection, key, ends, known)
@@ -232,7 +236,8 @@ def _write_heads(connection: Connection, key: Key, ends: Heads, known: Heads) ->
 
 
 _last_id = text(
-    "SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'), (SELECT audit_keys FROM clinic)"
+    "SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'audit_entries'), (SELECT audit_keys FROM clinic), "
+    "(SELECT timezone FROM clinic)"
 )
 # The transaction first takes the lock of its INSERT, which clinic/history/rotation.py waits for. Then it gets a number,
 # which `settled_id` waits for. Then it draws ids, and reads the keys under the lock, all in a single round trip.
@@ -240,18 +245,21 @@ _drawn_ids = text(
     "LOCK TABLE audit_entries IN ROW EXCLUSIVE MODE; "
     "SELECT pg_current_xact_id(); "
     "SELECT ARRAY(SELECT nextval('audit_entries_id_seq') FROM generate_series(1, :count)), "
-    "(SELECT audit_keys FROM clinic)"
+    "(SELECT audit_keys FROM clinic), (SELECT timezone FROM clinic)"
 )
 
 
-def draw_ids(connection: Connection, count: int) -> tuple[list[int], str | None]:
-    """Return new ids of entries, and `Clinic.audit_keys`. Ids are drawn before the INSERT: the macs cover them."""
+def draw_ids(connection: Connection, count: int) -> tuple[list[int], str | None, str | None]:
+    """Return new ids of entries, `Clinic.audit_keys` and `Clinic.timezone`.
+
+    Ids are drawn before the INSERT: the macs cover them.
+    """
     if connection.dialect.name == "sqlite":  # only one transaction writes at a time
-        last, stored_keys = connection.execute(_last_id).one()
+        last, stored_keys, stored_zone = connection.execute(_last_id).one()
         first = (last or 0) + 1
-        return list(range(first, first + count)), stored_keys
-    drawn, stored_keys = connection.execute(_drawn_ids, {"count": count}).one()
-    return sorted(drawn), stored_keys
+        return list(range(first, first + count)), stored_keys, stored_zone
+    drawn, stored_keys, stored_zone = connection.execute(_drawn_ids, {"count": count}).one()
+    return sorted(drawn), stored_keys, stored_zone
 
 
 _chosen_heads = (

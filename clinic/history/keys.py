@@ -12,13 +12,12 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from flask import Flask, current_app, has_request_context, request
+from flask import current_app, has_request_context
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from clinic.history import macs
-from config import ConfigError
 from models import AuditEntry, Clinic
 from server import errors
 from server.database import reader, upsert
@@ -197,24 +196,3 @@ def check_audit_key() -> bool:
     if stored is not None:
         _current(stored, audit_key())
     return True
-
-
-def stop_on_wrong_key() -> None:
-    """End the process with a sentence if `AUDIT_KEY` is wrong. Servers call it before they serve; commands, too."""
-    try:
-        check_audit_key()
-    except WrongAuditKey as error:
-        raise ConfigError(error.msg) from None
-
-
-def _check_at_first_request() -> None:
-    if current_app.extensions.get("audit_key_is_right"):
-        return
-    contract = getattr(current_app.view_functions.get(request.endpoint or ""), "contract", None)
-    if contract and contract.uses_database:
-        current_app.extensions["audit_key_is_right"] = check_audit_key()
-
-
-def init_app(app: Flask) -> None:
-    """Check `AUDIT_KEY` at the first request of a process that uses the database."""
-    app.before_request(_check_at_first_request)

@@ -16,7 +16,7 @@ from typing import Any, cast
 from sqlalchemy import BigInteger, Connection, Select, Table, func, literal, literal_column, select
 
 from clinic.history import keys, macs
-from clinic.history.chain import KINDS, SIGN_INS
+from clinic.history.chain import KINDS, SIGN_INS, WITHOUT_RECORD
 from clinic.history.keys import Keyring
 from clinic.history.macs import Chain
 from models import AuditEntry, AuditHead, LoginSession, User
@@ -254,7 +254,7 @@ class _VerifiedChain:
             return f"entry {seq} was changed, or put in"
         if entry.changes is not None and not macs.same(entry.digest, macs.of_changes(key, self.name, entry.changes)):
             return f"entry {seq} has other values than were written"
-        if seq == 1 and not self.is_sign_ins and entry.action != "create":
+        if seq == 1 and self.name[0] not in WITHOUT_RECORD and entry.action != "create":
             return "its history was removed, and begun anew"
         return ""
 
@@ -292,7 +292,7 @@ class _VerifiedChain:
     def _fault_of_record(self) -> str:
         if self.is_sign_ins:
             return "its newest entries were removed" if self.record and self.record.reached > self.last_login else ""
-        if self.record is None and self.newest.action != "purge":
+        if self.record is None and self.newest.action != "purge" and self.name[0] not in WITHOUT_RECORD:
             return "the record was removed, but by no purge"
         if self.record and self.record.reached != self.newest.version:
             return f"it is at version {self.record.reached!a}, its history at {self.newest.version}"
