@@ -173,7 +173,7 @@ def _after_start(name: str) -> AfterValidator:
 
 LastInstant = Annotated[
     datetime,
-    BeforeValidator(times.read_last, json_schema_input_type=datetime),
+    BeforeValidator(times.read_end, json_schema_input_type=datetime),
     Field(description="This instant is included. A date includes the whole day."),
 ]
 SpanEnd = Annotated[

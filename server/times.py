@@ -147,20 +147,11 @@ def read_start(value: object) -> datetime:
 
 
 def read_end(value: object) -> datetime:
-    """Read the end of a span, which is outside of it: a time, or a date for the end of that day.
-
-    A wall clock means its last instant.
-    """
+    """Read the end of a span: a time, or a date for the last instant of that day. A wall clock means its last."""
     bound = _read_bound(value)
     if not isinstance(bound, datetime):
-        return start_of(bound + DAY)
+        return start_of(bound + DAY) - timedelta.resolution
     return bound.astimezone(UTC) if bound.tzinfo else instant_of(bound, last=True)
-
-
-def read_last(value: object) -> datetime:
-    """Read the last instant of a span, which is in it: a time, or a date for the last instant of that day."""
-    end = read_end(value)
-    return end if isinstance(_read_bound(value), datetime) else end - timedelta.resolution
 
 
 def read_day(value: object) -> date:
