@@ -48,7 +48,7 @@ ZONE = "Africa/Nairobi"
 PASSWORD = "correct horse battery"
 ADA = {"first_name": "Ada", "last_name": "Otieno", "email": "ada@clinic.test", "password": PASSWORD, "role": "admin"}
 CONNECTIONS = 48  # kept open; with few connections, a single worker might get them all
-SMALL, LARGE, WHOLE, BOOKED = 1_000, 1_000_000, 100_000, 200_000
+SMALL, LARGE, WHOLE, DIARY, BOOKED = 1_000, 1_000_000, 100_000, 5_000, 200_000
 
 
 @dataclass
@@ -249,17 +249,19 @@ def at_any_size(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
         ("search, a hit", {"q": RARE}),
         ("search, a miss", {"q": "zebra"}),
         ("search, one letter", {"q": "k"}),
+        ("of one birth date", {"date_of_birth": "1960-05-31"}),
+        ("admitted within an hour", {"admitted_from": "2020-01-05T10:00", "admitted_to": "2020-01-05T11:00"}),
     ):
         path = f"/patients?{urlencode({'limit': 100, **query})}"
         name = f"{what}, 1,000,000 patients against 1,000, time"
         yield Figure(name, most=1.5, **timed((large, path), (small, path)))
-    path = "/patient/777"
-    name = "by id, 1,000,000 patients against 1,000, time"
-    yield Figure(name, most=1.5, **timed((large, path), (small, path), 50))
+    for what, path in (("by id", "/patient/777"), ("duplicates", "/patient/777/duplicates")):
+        name = f"{what}, 1,000,000 patients against 1,000, time"
+        yield Figure(name, most=1.5, **timed((large, path), (small, path), 50))
 
 
 def bookings(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
-    askers = [serve(make(f"booked{rows}"), folder, patients=SMALL, appointments=rows)[0] for rows in (200, BOOKED)]
+    askers = [serve(make(f"booked{rows}"), folder, patients=SMALL, appointments=rows)[0] for rows in (DIARY, BOOKED)]
     made = iter(range(1_000_000))
 
     def book(asker: Asker) -> Work:
@@ -272,7 +274,19 @@ def bookings(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
 
     few, many, ratio = compare(book(askers[0]), book(askers[1]), 10, rounds=11, clock=time.perf_counter)
     detail = f"{many * 1e3:.2f} against {few * 1e3:.2f} ms"
-    yield Figure(f"POST /appointment, {BOOKED:,} in the table against 200, time", 1 / ratio, "x", 1.5, detail)
+    yield Figure(f"POST /appointment, {BOOKED:,} in the table against {DIARY:,}, time", 1 / ratio, "x", 1.5, detail)
+    for what, query in (
+        ("a doctor's day", {"user_id": 7, "holding": "true", "on": "{}"}),
+        ("a span of ten minutes", {"from": "{}T12:05", "to": "{}T12:15", "limit": 100}),
+        ("a page of a day", {"from": "{}", "limit": 100}),
+    ):
+        works = []
+        for asker, day in zip(askers, ("2020-01-02", "2020-02-10"), strict=True):
+            environ = asker.environ(f"/appointment?{urlencode(query).replace('%7B%7D', day)}")
+            works.append(lambda asker=asker, environ=environ: asker.ask(environ()))
+        few, many, ratio = compare(*works, 10, clock=time.perf_counter)
+        detail = f"{many * 1e3:.2f} against {few * 1e3:.2f} ms"
+        yield Figure(f"{what}, {BOOKED:,} appointments against {DIARY:,}, time", 1 / ratio, "x", 1.5, detail)
 
 
 def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
@@ -329,6 +343,7 @@ def gunicorn(url: str, folder: str, count: int) -> Iterator[str]:
         "PORT": str(port),
         "WEB_CONCURRENCY": str(count),
         "LOG_LEVEL": "WARNING",
+        "TIMEZONE": ZONE,
     }
     command = [Path(sys.executable).parent / "gunicorn", "--log-level", "warning"]
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
