@@ -281,10 +281,12 @@ def what_is_refused(v: Visitor) -> None:
 
 
 @contextmanager
-def serving(root: Path, url: str, folder: str) -> Iterator[Server]:
-    """A version on this database, migrated by itself."""
+def serving(root: Path, url: str, folder: str, zone: str = "") -> Iterator[Server]:
+    """A version on this database, migrated by itself. `zone` is said to a database that has none yet."""
     server = Server(url, folder, root=root, SIGNUP="open", **SECRETS)
     try:
+        if zone:
+            server.flask("timezone", zone)
         server.start()
         yield server
     finally:
@@ -338,7 +340,7 @@ def take_over(old: Path, new: Path, url: str) -> list[str]:
             link = visitor.send("ada", "GET", "/reports/1")["images"][0]["image_url"]
             code, head = server.flask("audit", "head")
             head = head.strip().splitlines()[-1]
-        with serving(new, url, folder) as server:
+        with serving(new, url, folder, "UTC") as server:
             code, said = server.flask("audit", "verify", "--head", head)
             print("flask audit verify, with the old head:", said.strip().splitlines()[-1])
             if code:
