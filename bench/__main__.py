@@ -249,8 +249,11 @@ def at_any_size(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
         ("search, a hit", {"q": RARE}),
         ("search, a miss", {"q": "zebra"}),
         ("search, one letter", {"q": "k"}),
-        ("of one birth date", {"date_of_birth": "1960-05-31"}),
-        ("admitted within an hour", {"admitted_from": "2020-01-05T10:00", "admitted_to": "2020-01-05T11:00"}),
+        ("of one birth date, the first", {"date_of_birth": "1931-05-31", "limit": 1}),
+        (
+            "admitted within an hour",
+            {"admitted_from": "2020-01-01T10:00", "admitted_to": "2020-01-01T11:00", "limit": 50},
+        ),
     ):
         path = f"/patients?{urlencode({'limit': 100, **query})}"
         name = f"{what}, 1,000,000 patients against 1,000, time"

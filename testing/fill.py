@@ -23,10 +23,10 @@ def _time(connection: Connection, minutes: str) -> str:
 
 
 def _birth_date(connection: Connection, number: str) -> str:
-    """Return SQL for a birth date, which some thirty patients of a million share."""
+    """Return SQL for a birth date, which some thirty patients of a million share, of other names."""
     if connection.dialect.name == "sqlite":
-        return f"date('1930-01-01', '+' || ({number} % 32000) || ' days')"
-    return f"DATE '1930-01-01' + {number} % 32000"
+        return f"date('1930-01-01', '+' || ({number} % 31991) || ' days')"
+    return f"DATE '1930-01-01' + {number} % 31991"
 
 
 def _without_indexes(connection: Connection, table: str) -> list[str]:
