@@ -10,15 +10,16 @@ from werkzeug.datastructures import FileStorage
 
 import cli
 import config
-from clinic import accounts, appointments, listeners, passwords, rights, sessions, startup
-from clinic import images as media
+from clinic import accounts, appointments, listeners, passwords, rights, sessions, startup, stores
+from clinic import image_links as media
 from clinic.about import ABOUT, IMAGE_FILE, LINKS
 from clinic.archive import restored
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS
 from clinic.duplicates import duplicates_of, linked
 from clinic.history import listing as audit
 from clinic.idempotency import idempotent, made
-from clinic.images import image_links, uploaded
+from clinic.image_links import image_links
+from clinic.images import uploaded
 from clinic.rights import ADMIN, OWNER_OR_ADMIN, SIGNED_IN, caller, guard, public
 from models import Appointment, Patient, Report, User, find, save
 from schemas import (
@@ -482,7 +483,7 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     logs.set_up(setting["LOG_LEVEL"])
     app = Flask(__name__, instance_path=str(setting["INSTANCE_PATH"]), static_folder="static")
     app.config.update(setting)
-    for part in (errors, database, fast_reads, startup, passwords, sessions, limits, media, cli, web):
+    for part in (errors, database, fast_reads, startup, passwords, sessions, limits, stores, cli, web):
         part.init_app(app)
     listeners.register()
     for blueprint in blueprints:

@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 
 from clinic import accounts, archive, demo, idempotency, image_check, images, search, startup, timezone_change
 from clinic.history import keys, rotation, verification
+from clinic.stores import StoreError
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
 from server import database, errors
@@ -104,7 +105,7 @@ def purge(older_than: timedelta | None, dry_run: bool) -> None:
     db.session.commit()
     try:
         click.echo(f"{images.sweep()} images destroyed in the store that no report has.")
-    except images.StoreError as error:
+    except StoreError as error:
         raise click.ClickException(f"The image store failed: {error}. Run this again later.") from None
 
 
@@ -222,7 +223,7 @@ def images_verify() -> None:
     try:
         with bar:
             _print_faults(image_check.verify(begin, bar.update))
-    except images.StoreError as error:
+    except StoreError as error:
         raise click.ClickException(f"The image store failed: {error}. Nothing was compared; run this again.") from None
     click.echo("Every image has its picture, and every picture its image.")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from clinic.images import stores
+from clinic.stores import stores
 from models import Image, Upload
 from server.database import reader
 

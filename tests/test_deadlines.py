@@ -15,7 +15,7 @@ from flask import Flask
 from PIL import Image
 from sql import snapshot
 
-from clinic import images
+from clinic import stores
 
 DEADLINE = 1.0  # seconds
 
@@ -116,9 +116,9 @@ def test_an_upload_to_a_store_that_trickles_ends_by_its_deadline(
     manner: Manner,
     scheme: str,
 ) -> None:
-    monkeypatch.setattr(images, "UPLOAD_TIMEOUT", DEADLINE)
-    monkeypatch.setattr(images, "DESTROY_TIMEOUT", DEADLINE)
-    monkeypatch.setattr(images, "CONNECT_TIMEOUT", DEADLINE)
+    monkeypatch.setattr(stores, "UPLOAD_TIMEOUT", DEADLINE)
+    monkeypatch.setattr(stores, "DESTROY_TIMEOUT", DEADLINE)
+    monkeypatch.setattr(stores, "CONNECT_TIMEOUT", DEADLINE)
     account = {"CLOUDINARY_CLOUD_NAME": "clinic", "CLOUDINARY_API_KEY": "1", "CLOUDINARY_API_SECRET": "secret"}
     here = {"CLOUDINARY_UPLOAD_PREFIX": slow_store(manner, scheme), "INSTANCE_PATH": app.config["INSTANCE_PATH"]}
     sender = Client(make_app(**account, **here), doctor.token, doctor.user)
