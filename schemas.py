@@ -326,6 +326,14 @@ class Person(Out):
     last_name: str = Field(examples=["Wanjiru"])
 
 
+class PatientBrief(Person):
+    """What is needed to call a patient, and to tell them from another of the same name."""
+
+    mrn: str = Field(examples=["4829105773"])
+    phone_number: str = Field(examples=["+254 712 345 678"])
+    date_of_birth: date | None = Field(examples=["1990-05-31"])
+
+
 # --- Staff ---
 
 
@@ -493,7 +501,7 @@ class AppointmentOut(RecordOut):
     overbooked: bool = Field(examples=[False])
     patient_name: str = Field(examples=["Amina Wanjiru"])
     doctor_name: str = Field(examples=["Tomás Okafor"])
-    patient: Person
+    patient: PatientBrief
     doctor: Person = Field(examples=[{"id": 1, "first_name": "Tomás", "last_name": "Okafor"}])
 
 
@@ -580,6 +588,8 @@ class ReportOut(RecordOut):
     user_id: int = Field(examples=[1])
     patient_name: str = Field(examples=["Amina Wanjiru"])
     doctor_name: str = Field(examples=["Tomás Okafor"])
+    patient: PatientBrief
+    doctor: Person = Field(examples=[{"id": 1, "first_name": "Tomás", "last_name": "Okafor"}])
     images: list[ImageOut]
 
     @property

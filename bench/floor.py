@@ -27,12 +27,12 @@ PATIENT = (
 )
 ONE_PATIENT = f"SELECT {PATIENT} FROM patients WHERE id = %s AND deleted_at IS NULL"
 PATIENTS = f"SELECT {PATIENT} FROM patients WHERE deleted_at IS NULL ORDER BY id"
-NAMES = "p.first_name, p.last_name, d.first_name, d.last_name"
+PEOPLE = "p.id, p.first_name, p.last_name, p.mrn, p.phone_number, p.date_of_birth, d.id, d.first_name, d.last_name"
 JOINS = "JOIN patients p ON p.id = r.patient_id JOIN users d ON d.id = r.user_id"
 APPOINTMENTS = f"""SELECT r.id, r.created_at, r.updated_at, r.version, r.appointment_datetime, r.duration_minutes,
-    r.status, r.reason, r.patient_id, r.user_id, r.overbooked, {NAMES}
+    r.status, r.reason, r.patient_id, r.user_id, r.overbooked, {PEOPLE}
     FROM appointments r {JOINS} WHERE r.deleted_at IS NULL ORDER BY r.id LIMIT %s"""
-REPORTS = f"""SELECT r.id, r.created_at, r.updated_at, r.version, r.diagnosis, r.patient_id, r.user_id, {NAMES}
+REPORTS = f"""SELECT r.id, r.created_at, r.updated_at, r.version, r.diagnosis, r.patient_id, r.user_id, {PEOPLE}
     FROM reports r {JOINS} WHERE r.deleted_at IS NULL ORDER BY r.id LIMIT %s"""
 IMAGES = """SELECT i.report_id, i.id, i.image_url, i.width, i.height, i.format, i.bytes FROM images i
     WHERE i.report_id IN (%s) AND i.deleted_at IS NULL ORDER BY i.id"""
@@ -111,10 +111,16 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
             "patient_id": row[8],
             "user_id": row[9],
             "overbooked": bool(row[10]),
-            "patient_name": f"{row[11]} {row[12]}",
-            "doctor_name": f"{row[13]} {row[14]}",
-            "patient": {"id": row[8], "first_name": row[11], "last_name": row[12]},
-            "doctor": {"id": row[9], "first_name": row[13], "last_name": row[14]},
+            **people(row[11:]),
+        }
+
+    def people(row: Any) -> dict[str, Any]:
+        patient = ("id", "first_name", "last_name", "mrn", "phone_number", "date_of_birth")
+        return {
+            "patient_name": f"{row[1]} {row[2]}",
+            "doctor_name": f"{row[7]} {row[8]}",
+            "patient": dict(zip(patient, row[:6], strict=True)),
+            "doctor": {"id": row[6], "first_name": row[7], "last_name": row[8]},
         }
 
     def links() -> Callable[[str], str]:
@@ -182,8 +188,7 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
                 "diagnosis": row[4],
                 "patient_id": row[5],
                 "user_id": row[6],
-                "patient_name": f"{row[7]} {row[8]}",
-                "doctor_name": f"{row[9]} {row[10]}",
+                **people(row[7:]),
                 "images": [],
             }
         for row in execute(IMAGES.replace("%s", ",".join(map(str, reports)))):

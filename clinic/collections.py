@@ -18,7 +18,17 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from clinic.query import QueryShape, Statements, Values
 from models import Appointment, Image, Patient, Record, Report, User
-from schemas import AppointmentOut, CollectionQuery, ImageOut, Out, PatientOut, ReportOut, UserOut
+from schemas import (
+    AppointmentOut,
+    CollectionQuery,
+    ImageOut,
+    Out,
+    PatientBrief,
+    PatientOut,
+    Person,
+    ReportOut,
+    UserOut,
+)
 from server import errors
 from server.cursor import make_cursor, next_link, read_cursor
 from server.database import UTCDateTime, db
@@ -178,7 +188,8 @@ def _json_array(batches: Iterable[Sequence[Fields]]) -> Iterator[bytes]:
 # --- The collections ---
 
 _doctor, _patient = User.__table__, Patient.__table__
-_NAMES = (_patient.c.first_name, _patient.c.last_name, _doctor.c.first_name, _doctor.c.last_name)
+_PATIENT, _DOCTOR = tuple(PatientBrief.model_fields), tuple(Person.model_fields)
+_PEOPLE = (*(_patient.c[name] for name in _PATIENT), *(_doctor.c[name] for name in _DOCTOR))
 
 
 def _with_names(kind: type[Appointment | Report]) -> FromClause:
@@ -186,18 +197,18 @@ def _with_names(kind: type[Appointment | Report]) -> FromClause:
     return table.join(_patient, _patient.c.id == table.c.patient_id).join(_doctor, _doctor.c.id == table.c.user_id)
 
 
-def _name_people(fields: Fields, row: Row) -> None:
-    patient_first, patient_last, doctor_first, doctor_last = row[-4:]
-    fields["patient_name"] = f"{patient_first} {patient_last}"
-    fields["doctor_name"] = f"{doctor_first} {doctor_last}"
-    fields["patient"] = {"id": fields["patient_id"], "first_name": patient_first, "last_name": patient_last}
-    fields["doctor"] = {"id": fields["user_id"], "first_name": doctor_first, "last_name": doctor_last}
+def _add_people(fields: Fields, row: Row) -> None:
+    """Add the patient and the doctor, who are in the last columns of the row."""
+    patient = dict(zip(_PATIENT, row[-len(_PEOPLE) : -len(_DOCTOR)], strict=True))
+    doctor = dict(zip(_DOCTOR, row[-len(_DOCTOR) :], strict=True))
+    fields["patient_name"] = f"{patient['first_name']} {patient['last_name']}"
+    fields["doctor_name"] = f"{doctor['first_name']} {doctor['last_name']}"
+    fields["patient"], fields["doctor"] = patient, doctor
 
 
-def _add_images(fields: Fields, row: Row) -> None:
-    images, patient_first, patient_last, doctor_first, doctor_last = row[-5:]
-    fields["patient_name"] = f"{patient_first} {patient_last}"
-    fields["doctor_name"] = f"{doctor_first} {doctor_last}"
+def _add_images_and_people(fields: Fields, row: Row) -> None:
+    _add_people(fields, row)
+    images = row[-len(_PEOPLE) - 1]
     fields["images"] = orjson.loads(images) if images else []
 
 
@@ -247,8 +258,8 @@ APPOINTMENTS = Collection(
     span=("appointment_datetime", "from_", "to"),
     minutes="duration_minutes",
     source=_with_names(Appointment),
-    extra_columns=_NAMES,
-    complete=_name_people,
+    extra_columns=_PEOPLE,
+    complete=_add_people,
 )
 REPORTS = Collection(
     Report,
@@ -256,6 +267,6 @@ REPORTS = Collection(
     {"id": ("id",), "created_at": ("created_at", "id")},
     span=("created_at", "from_", "to"),
     source=_with_names(Report),
-    extra_columns=(_images_of_a_report(), *_NAMES),
-    complete=_add_images,
+    extra_columns=(_images_of_a_report(), *_PEOPLE),
+    complete=_add_images_and_people,
 )

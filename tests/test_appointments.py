@@ -46,7 +46,9 @@ def test_an_appointment_names_its_patient_and_its_doctor(doctor: Client) -> None
     for shown in (appointment, doctor.get("/appointment").json[0]):
         assert shown["patient_name"] == "Amina Wanjiru"
         assert shown["doctor_name"] == "Dora Otieno"
-        assert shown["patient"] == {"id": patient["id"], "first_name": "Amina", "last_name": "Wanjiru"}
+        assert shown["patient"] == {
+            name: patient[name] for name in ("id", "first_name", "last_name", "mrn", "phone_number", "date_of_birth")
+        }
         assert shown["doctor"] == {"id": doctor.user["id"], "first_name": "Dora", "last_name": "Otieno"}
 
 
