@@ -5,12 +5,12 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, request
 from sqlalchemy import select
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 
 import cli
 import config
-from clinic import accounts, appointments, listeners, passwords, rights, sessions, startup, stores
+from clinic import accounts, appointments, listeners, passwords, reports, rights, sessions, startup, stores
 from clinic import image_links as media
 from clinic.about import ABOUT, IMAGE_FILE, LINKS
 from clinic.archive import restored
@@ -19,7 +19,6 @@ from clinic.duplicates import duplicates_of, linked
 from clinic.history import listing as audit
 from clinic.idempotency import idempotent, made
 from clinic.image_links import image_links
-from clinic.images import uploaded
 from clinic.rights import ADMIN, OWNER_OR_ADMIN, SIGNED_IN, caller, guard, public
 from models import Appointment, Patient, Report, User, find, save
 from schemas import (
@@ -54,7 +53,7 @@ from schemas import (
     UserQuery,
 )
 from server import database, errors, fast_reads, limits, logs, mail, system, web
-from server.database import db, in_transaction, outside_transaction
+from server.database import db
 from server.endpoint import StreamedList, contract
 from server.limits import limiter
 from server.openapi import related_link
@@ -363,8 +362,6 @@ def get_appointment_history(appointment_id: int) -> list[HistoryOut]:
 
 # --- Reports ---
 
-with_images = (joinedload(Report.patient), joinedload(Report.doctor), selectinload(Report.images))
-
 
 @api.get("/reports")
 @guard(SIGNED_IN)
@@ -377,24 +374,10 @@ def list_reports(query: ReportQuery) -> StreamedList[ReportOut]:
 @api.post("/reports")
 @guard(OWNER_OR_ADMIN)
 @contract(201, at="/reports/{id}", tag="Reports", errors=(409,))
-@idempotent(Report, lambda made: ReportOut.of(find(Report, made, *with_images), image_links()), lease=True)
+@idempotent(Report, reports.shown, lease=True)
 def create_report(form: ReportIn, images: Files) -> ReportOut:
-    """File a report with its images."""
-    if not images:
-        raise errors.Invalid(
-            images="A report has at least one image: send files named `images` as multipart/form-data."
-        )
-    fields = form.model_dump()
-    rights.check_report(fields)
-
-    def file_report() -> ReportOut:
-        report = rights.create(Report, fields)
-        uploads.attach_to(report)
-        made(save(report))
-        return ReportOut.of(report, image_links())
-
-    with outside_transaction(), uploaded(images) as uploads:
-        return in_transaction(file_report)
+    """File a report: a diagnosis, images, or both."""
+    return reports.file(form.model_dump(), images)
 
 
 @api.get("/reports/<id:report_id>")
@@ -410,20 +393,7 @@ def get_report(report_id: int) -> ReportOut:
 @contract(tag="Reports", errors=(409, 412))
 def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut:
     """Change a report, and add images or replace them."""
-    changes = form.sent_fields()
-    replace = changes.pop("replace_images", False)
-    if replace and not images:
-        raise errors.Invalid(images="Replacing the images takes at least one new image.")
-    rights.check_report(changes, rights.editable(Report, report_id))
-
-    def change_report() -> ReportOut:
-        report = rights.editable(Report, report_id, *with_images)
-        rights.change(report, changes)
-        uploads.attach_to(report, replace)
-        return ReportOut.of(save(report), image_links())
-
-    with outside_transaction(), uploaded(images) as uploads:
-        return in_transaction(change_report)
+    return reports.change(report_id, form.sent_fields(), images)
 
 
 @api.delete("/reports/<id:report_id>")
@@ -435,12 +405,23 @@ def delete_report(report_id: int) -> Message:
     return Message(msg=f"Report {report_id} is archived.")
 
 
+@api.delete("/reports/<id:report_id>/images/<id:image_id>")
+@guard(OWNER_OR_ADMIN)
+@contract(tag="Reports", errors=(409, 412, 422))
+def delete_report_image(report_id: int, image_id: int) -> Message:
+    """Archive an image of a report, the last one only if the report has a diagnosis."""
+    report = rights.editable(Report, report_id, *reports.with_images)
+    report.remove_image(image_id)
+    save(report)
+    return Message(msg=f"Image {image_id} of report {report_id} is archived.")
+
+
 @api.post("/reports/<id:report_id>/restore")
 @guard(ADMIN)
 @contract(tag="Reports", errors=(409,))
 def restore_report(report_id: int) -> ReportOut:
     """Restore an archived report."""
-    return ReportOut.of(restored(Report, report_id, *with_images), image_links())
+    return ReportOut.of(restored(Report, report_id, *reports.with_images), image_links())
 
 
 @api.get("/reports/<id:report_id>/history")

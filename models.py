@@ -25,6 +25,7 @@ from sqlalchemy import (
     UniqueConstraint,
     delete,
     func,
+    inspect,
     select,
     text,
     update,
@@ -35,7 +36,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from server import errors, phones
 from server.database import Base, UTCDateTime, db
-from server.names import check_name
+from server.names import check_name, shows_something
 from server.times import WrittenTime, clinic_zone, day_of, now, today
 
 MINUTES = (5, 480)  # shortest and longest appointment
@@ -145,6 +146,9 @@ class Record(Base):
         for field, value in changes.items():
             if not (isinstance(value, WrittenTime) and value.shows(getattr(self, field))):
                 setattr(self, field, value)
+
+    def check_whole(self) -> None:
+        """Raise `Invalid` if the record is not complete. `save` calls this. Subclasses have rules."""
 
     def archive(self) -> None:
         """Mark the record as archived. Its row stays."""
@@ -669,6 +673,11 @@ class Image(Record):
         return "Cloudinary" if "://" in image_url else "the local disk"
 
 
+NOTHING_REPORTED = (
+    "A report has a diagnosis or an image: write a diagnosis, or send files named `images` as multipart/form-data."
+)
+
+
 class Report(ClinicalRecord):
     """A medical report with its images. `doctor` is the author."""
 
@@ -690,15 +699,43 @@ class Report(ClinicalRecord):
     )
 
     def add_images(self, images: list[Image], replace: bool = False) -> None:
-        """Add images, or replace the old ones, which are archived. Both count as a change of the report."""
+        """Add images, or replace the old ones, which are archived. Both count as a change of the report.
+
+        Raises `Invalid` for a replacement by nothing.
+        """
+        if replace and not images:
+            raise errors.Invalid(images="Replacing the images takes at least one new image.")
         if replace:
             for image in self.images:
                 image.archive()
             set_committed_value(self, "images", [])
-        if images:
+        if self.id is None:
+            self.images = images
+        elif images:
             self.images.extend(images)
-            if self.id is not None:
-                self.updated_at = now()
+            self.updated_at = now()
+
+    def remove_image(self, image_id: int) -> None:
+        """Archive an image of the report, which counts as a change of the report. Raises `NotFound`.
+
+        `save` refuses the removal of the last image of a report without a diagnosis.
+        """
+        image = next((image for image in self.images if image.id == image_id), None)
+        if image is None:
+            raise errors.NotFound(f"Report {self.id} has no image {image_id}.")
+        image.archive()
+        set_committed_value(self, "images", [other for other in self.images if other is not image])
+        self.updated_at = now()
+
+    def check_whole(self) -> None:
+        """Raise `Invalid` for a report with neither a diagnosis nor an image. `images` must be loaded.
+
+        The error blames the diagnosis if that was emptied, else the images.
+        """
+        if self.images or shows_something(self.diagnosis):
+            return
+        emptied = self.id is not None and inspect(self).attrs.diagnosis.history.deleted
+        raise errors.Invalid({"diagnosis" if emptied else "images": [NOTHING_REPORTED]})
 
 
 class Word(Base):
@@ -870,9 +907,11 @@ Child = TypeVar("Child", bound=ClinicalRecord)
 def save(record: Kind, leaving: Collection[int] = ()) -> Kind:
     """Flush the record, so that it has its id and version, and return it. Commits nothing.
 
+    Raises `Invalid` for a record that is not complete.
     Rolls back and raises `Conflict` when a slot is taken. The error names the appointment in the way, but never an
     appointment in `leaving`: these ids leave their slots in this transaction.
     """
+    record.check_whole()
     db.session.add(record)
     written = (*db.session.new, *db.session.dirty)  # not only `record`: restoring a patient restores appointments
     slots = [record.slot for record in written if isinstance(record, Appointment) and record.holds_slot]

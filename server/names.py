@@ -19,9 +19,14 @@ def check_name(name: str) -> str:
         raise ValueError("must have no control characters")
     if _OVERRIDES.search(name):
         raise ValueError("must have no characters that override the direction of the text")
-    if not any(_is_visible(character) for character in name):
+    if not shows_something(name):
         raise ValueError("must have a visible character")
     return name
+
+
+def shows_something(text: str) -> bool:
+    """Return whether the text has a character that a reader can see."""
+    return any(_is_visible(character) for character in text)
 
 
 def _is_visible(character: str) -> bool:

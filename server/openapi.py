@@ -269,8 +269,7 @@ def _body(route: Route, model: type[BaseModel], models: Models) -> JSON:
     if route.contract.files:
         encoding = {"images": {"contentType": ", ".join(f"image/{kind}" for kind in PICTURES)}}
         content["multipart/form-data"] = {"schema": _form(route, model, models), "encoding": encoding}
-    if not (route.contract.files and route.creates):
-        content["application/json"] = {"schema": models.of_input(model)}
+    content["application/json"] = {"schema": models.of_input(model)}
     return {"required": True, "content": content}
 
 
@@ -281,15 +280,14 @@ def _form(route: Route, model: type[BaseModel], models: Models) -> JSON:
         "type": "array",
         "items": {"type": "string", "format": "binary"},
         "maxItems": MOST_FILES,
-        "description": "One or more images, each under this name.",
+        "description": "Images, each under this name.",
     }
     texts = {name: _without_null(field) for name, field in fields["properties"].items()}
     form = {**fields, "title": f"{model.__name__}Form", "properties": {**texts, "images": images}}
     if route.creates:  # a form that changes a record has no examples: Swagger UI then leaves its fields blank
         for name, example in fields["examples"][0].items():
             texts[name] = {**texts[name], "examples": [example]}
-        images["minItems"] = 1
-        form |= {"properties": {**texts, "images": images}, "required": [*fields.get("required", []), "images"]}
+        form |= {"properties": {**texts, "images": images}}
     models.definitions[form["title"]] = form
     return _ref("schemas", form["title"])
 

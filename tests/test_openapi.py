@@ -111,7 +111,7 @@ def clinic(app: Flask) -> Client:
     patient = make_patient(client)
     for day in (1, 2):
         make_appointment(client, patient["id"], f"2030-03-0{day}T10:00", user_id=2)
-    make_report(client, patient["id"])
+    make_report(client, patient["id"], diagnosis="Malaria")
     make_patient(client)
     return client
 

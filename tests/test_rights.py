@@ -1,5 +1,6 @@
 """Rights: every route with every kind of caller, against a table written by hand."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,7 @@ RIGHTS = {
     "GET /reports/<id:report_id>": SIGNED_IN,
     "PATCH /reports/<id:report_id>": OWNER,
     "DELETE /reports/<id:report_id>": OWNER,
+    "DELETE /reports/<id:report_id>/images/<id:image_id>": OWNER,
     "POST /reports/<id:report_id>/restore": ADMIN,
     "GET /reports/<id:report_id>/history": OWNER,
 }
@@ -100,7 +102,7 @@ class Ward:
     """The five people, and what the doctor among them keeps."""
 
     def __init__(self, app: Flask) -> None:
-        self.app, self.days = app, 0
+        self.app, self.days, self.image = app, 0, 0
         sign_up(app, "Ada", "admin")
         for name in ("Dora", "Otto", "Ines"):
             sign_up(app, name)
@@ -129,7 +131,9 @@ class Ward:
         if kind == "appointment":
             return int(make_appointment(self.doctor, self.patient, self.another_time())["id"])
         if kind == "report":
-            return int(make_report(self.doctor, self.patient)["id"])
+            report = make_report(self.doctor, self.patient, diagnosis="Malaria")
+            self.image = report["images"][0]["id"]
+            return int(report["id"])
         return int(make_patient(self.doctor)["id"])
 
     def make_archived(self, kind: str) -> int:
@@ -147,7 +151,7 @@ def call(ward: Ward, who: str, route: str) -> int:
     if "<id:" in rule:
         kind = rule.partition("<id:")[2].partition("_id>")[0]
         record_id = ward.make_archived(kind) if rule.endswith("/restore") else ward.make(kind)
-        path = path.replace(f"<id:{kind}_id>", str(record_id))
+        path = path.replace(f"<id:{kind}_id>", str(record_id)).replace("<id:image_id>", str(ward.image))
     body = BODIES.get(route, lambda _: {})(ward)
     before = snapshot(ward.app)
     status = ward.people[who].send(method, path, **body).status_code
@@ -176,7 +180,7 @@ def test_a_route_answers_everybody_as_the_table_says_and_a_refusal_changes_nothi
 @pytest.mark.parametrize("route", [route for route, answers in RIGHTS.items() if answers[0] == 401])
 def test_a_guarded_route_asks_for_a_token_before_it_looks_at_anything_else(app: Flask, route: str) -> None:
     method, rule = route.split()
-    path = rule.partition("<")[0] + ("999" + rule.partition(">")[2] if "<" in rule else "")
+    path = re.sub("<.+?>", "999", rule)
     response = Client(app).send(method, f"{path}?nonsense=1", data=b"{not json", content_type="application/json")
     assert response.status_code == 401
     assert response.headers["WWW-Authenticate"].startswith("Bearer")
