@@ -15,7 +15,18 @@ from flask.cli import with_appcontext
 from pydantic import ValidationError
 from sqlalchemy import func, select
 
-from clinic import accounts, archive, demo, idempotency, image_check, images, search, startup, timezone_change
+from clinic import (
+    accounts,
+    archive,
+    demo,
+    idempotency,
+    image_check,
+    images,
+    search,
+    startup,
+    thumbnails,
+    timezone_change,
+)
 from clinic.history import keys, rotation, verification
 from clinic.stores import StoreError
 from models import Appointment, Image, Patient, Report, Role, User
@@ -226,6 +237,26 @@ def images_verify() -> None:
     except StoreError as error:
         raise click.ClickException(f"The image store failed: {error}. Nothing was compared; run this again.") from None
     click.echo("Every image has its picture, and every picture its image.")
+
+
+@images_group.command("thumbnails")
+@with_appcontext
+def images_thumbnails() -> None:
+    """Make the thumbnails that images on the local disk lack: those from before there were thumbnails.
+
+    The server may run meanwhile. You can stop this command and run it again. It names each picture that it cannot read.
+    """
+    bar: Any = click.progressbar(length=0, label="making thumbnails", file=sys.stderr)
+
+    def begin(count: int) -> None:
+        bar.length, bar.hidden = count, not count
+
+    try:
+        with bar:
+            _print_faults(thumbnails.make_missing(begin, bar.update))
+    except StoreError as error:
+        raise click.ClickException(f"The local disk failed: {error}. Run this again to go on.") from None
+    click.echo("Every image on the local disk has its thumbnail.")
 
 
 @click.command("check")

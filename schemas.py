@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import email_validator
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -580,6 +581,13 @@ class ImageOut(Out):
     height: int = Field(description="Pixels of the image as a browser shows it, upright.", examples=[900])
     format: str = Field(examples=["png"])
     bytes: int = Field(examples=[482113])
+    thumbnail_url: str = Field(
+        validation_alias=AliasChoices("thumbnail_url", "image_url"),  # a record has none; the links are made afterwards
+        description="The image with at most 320 pixels on its longer side; the image itself while there is none.",
+        examples=[
+            "https://res.cloudinary.com/clinic/image/authenticated/s--5e6f7a8b--/c_limit,h_320,w_320/v1/9f8e7d6c.png"
+        ],
+    )
 
 
 class ReportOut(RecordOut):

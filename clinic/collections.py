@@ -231,14 +231,15 @@ def _json_on_postgresql(element: Any, compiler: Any, **kwargs: Any) -> str:
 def _images_of_a_report() -> ColumnElement[Any]:
     """Return a report's images as a JSON column of its row: reports and images come from the same snapshot."""
     image, report = Image.__table__, Report.__table__
+    names = [name for name in ImageOut.model_fields if name in image.c]
     images = (
-        select(*(image.c[name] for name in ImageOut.model_fields))
+        select(*(image.c[name] for name in names))
         .where(image.c.report_id == report.c.id, image.c.deleted_at.is_(None))
         .order_by(image.c.id)
         .correlate(report)
         .subquery()
     )
-    pairs = [part for name in ImageOut.model_fields for part in (literal_column(f"'{name}'"), images.c[name])]
+    pairs = [part for name in names for part in (literal_column(f"'{name}'"), images.c[name])]
     return select(_JsonObjects(*pairs)).scalar_subquery()
 
 

@@ -11,7 +11,7 @@ from server.database import reader
 
 
 def verify(begin: Callable[[int], None], progress: Callable[[int], None]) -> Iterator[str]:
-    """Yield a sentence for each image without a file, and for each file without an image or upload.
+    """Yield a sentence for each image without a picture, and for each picture or thumbnail without an image or upload.
 
     Calls `begin` with the number of images, then `progress(1)` for each. Raises `StoreError` if a store does not
     answer. Reads the database before the stores and again after them: images that are filed or erased meanwhile are no
@@ -20,6 +20,7 @@ def verify(begin: Callable[[int], None], progress: Callable[[int], None]) -> Ite
     before = _images()
     known = stores()
     kept = {store.name: set(store.public_ids()) for store in (known.local, known.cloudinary) if store}
+    thumbnails = set(known.local.thumbnail_ids()) - kept[known.local.name]
     after = _images()
     with reader() as connection:
         uploads = set(connection.scalars(select(Upload.public_id)))
@@ -33,6 +34,8 @@ def verify(begin: Callable[[int], None], progress: Callable[[int], None]) -> Ite
     for name, public_ids in kept.items():
         for public_id in sorted(public_ids - after.keys() - uploads):
             yield f"a picture on {name} belongs to no image: {public_id}"
+    for public_id in sorted(thumbnails - after.keys() - uploads):
+        yield f"a thumbnail on {known.local.name} belongs to no image: {public_id}"
 
 
 def _images() -> dict[str, Any]:

@@ -208,4 +208,5 @@ def sweep() -> int:
         rows = connection.execute(select(Upload.public_id, Upload.store).where(Upload.claimed_at.is_not(None)))
         claimed = {row.public_id: row.store for row in rows}
     _destroy_claimed(claimed)
+    stores().local.delete_drafts((now() - ABANDONED_AFTER).timestamp())
     return len(claimed)

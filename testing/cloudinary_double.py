@@ -25,14 +25,15 @@ from io import BytesIO
 from typing import Any, Literal, Self, cast
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from PIL import Image
+from PIL import Image, ImageOps
 from werkzeug.formparser import parse_form_data
 
 How = Literal["500", "drop", "drop_after_store", "hang"] | bytes  # bytes: this answer, with the image stored
 NEVER_SIGNED = {"api_key", "cloud_name", "file", "resource_type", "signature"}
 API_PATH = re.compile(r"/v1_1/([^/]+)/image/(upload|destroy)")
 LIST_PATH = re.compile(r"/v1_1/[^/]+/resources/image/\w+")
-DELIVERY_PATH = re.compile(r"/([^/]+)/image/(\w+)/(?:s--([\w-]+)--/)?(?:v\d+/)?(.+)\.(\w+)")
+DELIVERY_PATH = re.compile(r"/([^/]+)/image/(\w+)/(?:s--([\w-]+)--/)?(?:(\w+_\w+(?:,\w+_\w+)+)/)?(?:v\d+/)?(.+)\.(\w+)")
+LIMIT = re.compile(r"c_limit,h_(\d+),w_(\d+)")  # the only transformation that the double does
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class CloudinaryDouble:
         }
 
     def _delivery_signatures(self, source: str) -> list[str]:
-        """`delivery_url_signatures`: over what follows the version; the first is the SDK's default."""
+        """`delivery_url_signatures`: over the transformation and what follows the version; the first is the SDK's."""
         digests = [algorithm((source + self.api_secret).encode()) for algorithm in (hashlib.sha1, hashlib.sha256)]
         sha1, sha256 = (urlsafe_b64encode(digest.digest()).decode() for digest in digests)
         return [sha1[:8], sha256[:8], sha256[:32]]
@@ -235,18 +236,35 @@ class CloudinaryDouble:
         return 200, answer
 
     def deliver(self, path: str) -> Stored:
-        """The image of a delivery URL. Raises Refused: 401 if the signature is wrong or missing, else 404."""
+        """The image of a delivery URL, transformed. Raises Refused: 401 if the signature is wrong or missing, else 404.
+
+        The signature of an authenticated image covers the transformation: nobody can ask for another one.
+        """
         parts = DELIVERY_PATH.fullmatch(path)
         if parts is None or parts[1] != self.cloud_name:
             raise Refused(404, "Resource not found")
-        kind, signature, source, extension = parts.groups()[1:]
+        kind, signature, transformation, source, extension = parts.groups()[1:]
         public = kind == "upload" and signature is None
-        if not public and signature not in self._delivery_signatures(f"{source}.{extension}"):
+        to_sign = "/".join(filter(None, (transformation, f"{source}.{extension}")))
+        if not public and signature not in self._delivery_signatures(to_sign):
             raise Refused(401, "Invalid or missing signature")
         image = self.stored.get(unquote(source))
         if image is None or (image.type, image.format) != (kind, extension):
             raise Refused(404, f"Resource not found - {unquote(source)}")
-        return image
+        return _transformed(image, transformation) if transformation else image
+
+
+def _transformed(image: Stored, transformation: str) -> Stored:
+    """`transformation_reference#c_limit`: no larger than asked, and upright. Raises Refused for any other."""
+    asked = LIMIT.fullmatch(transformation)
+    if asked is None:
+        raise Refused(400, f"Invalid transformation {transformation}")
+    with Image.open(BytesIO(image.content)) as opened:
+        limited = ImageOps.exif_transpose(opened)
+        limited.thumbnail((int(asked[2]), int(asked[1])))
+        content = BytesIO()
+        limited.save(content, opened.format)
+    return Stored(content.getvalue(), image.type, image.format, *limited.size)
 
 
 class _Server(ThreadingHTTPServer):

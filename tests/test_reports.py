@@ -48,7 +48,7 @@ def test_a_report_names_its_patient_and_its_author_who_is_the_caller(doctor: Cli
 def test_an_image_of_a_report_is_described(doctor: Client) -> None:
     report = make_report(doctor, make_patient(doctor)["id"], picture("JPEG", (40, 30)), picture("PNG", (7, 9)))
     assert [image.keys() for image in report["images"]] == [
-        {"id", "image_url", "width", "height", "format", "bytes"}
+        {"id", "image_url", "thumbnail_url", "width", "height", "format", "bytes"}
     ] * 2
     assert [(image["format"], image["width"], image["height"]) for image in report["images"]] == [
         ("jpeg", 40, 30),
