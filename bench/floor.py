@@ -192,6 +192,7 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
                 "images": [],
             }
         for row in execute(IMAGES.replace("%s", ",".join(map(str, reports)))):
+            is_small = max(row[3], row[4]) <= 320 and row[6] <= 50_000
             reports[row[0]]["images"].append(
                 {
                     "id": row[1],
@@ -200,6 +201,7 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
                     "height": row[4],
                     "format": row[5],
                     "bytes": row[6],
+                    "thumbnail_url": link(row[2] if is_small else row[2].partition(".")[0] + ".thumb.webp"),
                 }
             )
         return answer(list(reports.values()))
