@@ -222,18 +222,25 @@ def images_group() -> None:
     """Check the images in the store."""
 
 
-@images_group.command("verify")
-@with_appcontext
-def images_verify() -> None:
-    """Compare the images in the database with the pictures in the store, and name each difference."""
-    bar: Any = click.progressbar(length=0, label="comparing images", file=sys.stderr)
+def _print_faults_of_each(
+    label: str, find: Callable[[Callable[[int], None], Callable[[int], None]], Iterable[str]]
+) -> None:
+    """Print the faults that `find(begin, progress)` yields, as `_print_faults` does, with a progress bar."""
+    bar: Any = click.progressbar(length=0, label=label, file=sys.stderr)
 
     def begin(count: int) -> None:
         bar.length, bar.hidden = count, not count
 
+    with bar:
+        _print_faults(find(begin, bar.update))
+
+
+@images_group.command("verify")
+@with_appcontext
+def images_verify() -> None:
+    """Compare the images in the database with the pictures in the store, and name each difference."""
     try:
-        with bar:
-            _print_faults(image_check.verify(begin, bar.update))
+        _print_faults_of_each("comparing images", image_check.verify)
     except StoreError as error:
         raise click.ClickException(f"The image store failed: {error}. Nothing was compared; run this again.") from None
     click.echo("Every image has its picture, and every picture its image.")
@@ -246,14 +253,8 @@ def images_thumbnails() -> None:
 
     The server may run meanwhile. You can stop this command and run it again. It names each picture that it cannot read.
     """
-    bar: Any = click.progressbar(length=0, label="making thumbnails", file=sys.stderr)
-
-    def begin(count: int) -> None:
-        bar.length, bar.hidden = count, not count
-
     try:
-        with bar:
-            _print_faults(thumbnails.make_missing(begin, bar.update))
+        _print_faults_of_each("making thumbnails", thumbnails.make_missing)
     except StoreError as error:
         raise click.ClickException(f"The local disk failed: {error}. Run this again to go on.") from None
     click.echo("Every image on the local disk has its thumbnail.")

@@ -286,6 +286,23 @@ def test_a_picture_that_is_erased_while_its_thumbnail_is_made_leaves_none(
     assert stored_files(app) == []
 
 
+def test_a_thumbnail_that_is_made_while_its_picture_is_erased_is_erased_too(
+    app: Flask, doctor: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_old_image(doctor)
+    doctor.delete("/reports/1")
+    unlink = Path.unlink
+
+    def unlink_after_a_thumbnail(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".png":
+            path.with_suffix(".thumb.webp").write_bytes(b"a thumbnail")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_after_a_thumbnail)
+    assert run_cli(app, "purge", "--older-than", "0h")[0] == 0
+    assert stored_files(app) == []
+
+
 def test_two_commands_at_once_do_no_harm(app: Flask, doctor: Client) -> None:
     make_old_image(doctor, *[LARGE] * 6)
     store = app.extensions["image_stores"].local
