@@ -12,21 +12,26 @@ help:  ## list the commands
 
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Hosi Server needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making the virtual environment $(VENV)…"
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: requirements.txt $(VENV)/pyvenv.cfg
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@echo "Installing the packages (about 30 seconds the first time)…"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/pyvenv.cfg
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@echo "Installing the packages for tests and linters (about a minute the first time)…"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
 .env:
 	cp .env.example .env
 
 run: $(VENV)/.run .env  ## set everything up and serve at http://127.0.0.1:5000
-	$(BIN)/flask db upgrade
+	@echo "Bringing the database up to date…"
+	@$(BIN)/flask db upgrade
+	@$(BIN)/flask welcome
 	$(BIN)/gunicorn
 
 WORKERS ?= 3

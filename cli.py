@@ -26,6 +26,7 @@ from clinic import (
     startup,
     thumbnails,
     timezone_change,
+    welcome,
 )
 from clinic.history import keys, rotation, verification
 from clinic.stores import StoreError
@@ -94,6 +95,13 @@ class Age(click.ParamType[timedelta]):
         if match is None:
             self.fail("give a number of hours, days or weeks, such as 24h, 90d or 12w", param, ctx)
         return int(match[1]) * {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}[match[2]]
+
+
+@click.command("welcome")
+@with_appcontext
+def welcome_reader() -> None:
+    """Print where the server will be, what to try first, and who may sign up. `make run` does this before it serves."""
+    click.echo(welcome.message())
 
 
 @click.command("purge")
@@ -357,6 +365,7 @@ def seed_clinic(
 COMMANDS: Iterable[click.Command] = (
     create_admin,
     reset_link,
+    welcome_reader,
     purge,
     reindex,
     audit_group,

@@ -85,7 +85,7 @@ class Settings(BaseModel):
         "are compared by their last eight digits. Run `flask reindex` after a change.",
     )
     CORS_ORIGINS: Words = Field(
-        [f"http://{host}:{port}" for host in ("localhost", "127.0.0.1") for port in (3000, 5173)],
+        [f"http://{host}:{port}" for host in ("localhost", "127.0.0.1") for port in (3000, 4173, 5173)],
         description="The origins of browser clients, separated by commas.",
     )
     CLOUDINARY_URL: str = Field(

@@ -387,6 +387,7 @@ class TokensOut(Out):
     user: UserOut
     access_token: str = Field(examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.access"])
     refresh_token: str = Field(examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.refresh"])
+    expires_in: int = Field(description="Seconds for which the access token works.", examples=[1800])
 
 
 class LogoutQuery(In):

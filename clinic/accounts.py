@@ -17,6 +17,7 @@ from schemas import TokensOut, UserIn, spelled_email
 from server import database, errors, fast_reads
 from server.database import affected_rows, db, in_transaction, outside_transaction
 from server.limits import client_address
+from server.system import SignUp
 from server.times import now
 
 log = logging.getLogger("hosi.auth")
@@ -38,13 +39,26 @@ def register(account: UserIn) -> User:
     return in_transaction(lambda: create(account, password, _starts_active(account)))
 
 
+def who_may_sign_up() -> SignUp:
+    """Return who may sign up now, for a client's sign-up page: `SIGNUP`, or that the first administrator may.
+
+    In production `flask create-admin` makes the first administrator, so there it is `SIGNUP` without a look at the
+    database.
+    """
+    setting = current_app.config
+    if setting["FLASK_ENV"] != "production" and db.session.scalar(User.admins()) is None:
+        return "first_administrator"
+    state: SignUp = setting["SIGNUP"]
+    return state
+
+
 def _starts_active(account: UserIn) -> bool:
     """Return whether a new account starts active. Raises `Forbidden` if the caller may not make it."""
     setting = current_app.config
     if "caller" in g and rights.caller().is_admin:
         return True
     if account.role == Role.ADMIN:
-        if setting["FLASK_ENV"] != "production" and db.session.scalar(User.admins()) is None:
+        if who_may_sign_up() == "first_administrator":
             return True
         raise errors.Forbidden("Only an administrator can make an administrator.")
     if setting["SIGNUP"] == "closed":

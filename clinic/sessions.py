@@ -131,6 +131,7 @@ def _tokens(user: User | Row[Any], session_id: int, generation: int) -> TokensOu
         user=UserOut.of(user),
         access_token=create_access_token(identity, additional_claims={"sid": session_id}),
         refresh_token=create_refresh_token(identity, additional_claims={"sid": session_id, "gen": generation}),
+        expires_in=int(current_app.config["JWT_ACCESS_TOKEN_EXPIRES"].total_seconds()),
     )
 
 

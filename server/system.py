@@ -1,10 +1,12 @@
 """The routes about the server itself: its name and links, the interactive page, the OpenAPI document, health."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
+from typing import Literal
 
 from flask import Blueprint, Flask, Response, abort, current_app, redirect, request, send_from_directory
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import SQLAlchemyError
 
 from server import database, openapi, times
 from server.database import db
@@ -26,6 +28,9 @@ DOCUMENT = {
 }
 
 
+SignUp = Literal["first_administrator", "open", "approval", "closed"]
+
+
 class Welcome(BaseModel):
     name: str = Field(examples=["Hosi Server"])
     version: str = Field(examples=["1.0.0"])
@@ -33,6 +38,11 @@ class Welcome(BaseModel):
     timezone: str = Field(description="The clinic's time zone.", examples=["Africa/Nairobi"])
     now: str = Field(description="This instant, with the clinic's offset.", examples=["2030-03-04T09:12:45+03:00"])
     today: date = Field(description="The clinic's day.", examples=["2030-03-04"])
+    sign_up: SignUp | None = Field(
+        description="Who may sign up: the first administrator, as there is none yet; anybody (`open`); anybody, but an "
+        "administrator has to approve it (`approval`); nobody (`closed`). null while the database is away.",
+        examples=["open"],
+    )
 
 
 class Health(BaseModel):
@@ -57,7 +67,17 @@ def index() -> Welcome:
         timezone=times.clinic_zone().key,
         now=times.shown(times.now()),
         today=times.today(),
+        sign_up=_sign_up(),
     )
+
+
+def _sign_up() -> SignUp | None:
+    """Return who may sign up; None if the database cannot tell. `GET /` answers without a database, too."""
+    try:
+        state: SignUp = current_app.extensions["sign_up"]()
+    except SQLAlchemyError:
+        return None
+    return state
 
 
 @system.get("/docs")
@@ -94,10 +114,11 @@ def readyz() -> Readiness:
     return Readiness(status="ready", database=db.engine.dialect.name, schema_revision=database.check_schema())
 
 
-def init_app(app: Flask, about: openapi.About, links: Mapping[str, str]) -> None:
+def init_app(app: Flask, about: openapi.About, links: Mapping[str, str], sign_up: Callable[[], SignUp]) -> None:
     """Add these routes, and build the document of all routes. Register every other blueprint before.
 
-    `GET /` answers `links` together with links to these routes. Raises RuntimeError as `openapi.build` does.
+    `GET /` answers `links` together with links to these routes, and what `sign_up` returns.
+    Raises RuntimeError as `openapi.build` does.
     """
     app.register_blueprint(system)
     all_links = {
@@ -108,4 +129,5 @@ def init_app(app: Flask, about: openapi.About, links: Mapping[str, str]) -> None
         "readiness": "/readyz",
     }
     app.extensions["welcome"] = {"name": about.title, "version": about.version, "links": all_links}
+    app.extensions["sign_up"] = sign_up
     app.extensions["openapi"] = openapi.text(app, about)

@@ -47,6 +47,14 @@ def test_an_access_token_lasts_half_an_hour_and_a_refresh_token_thirty_days(nia:
         assert claims["exp"] - claims["iat"] == lifetime
 
 
+def test_whoever_gets_tokens_is_told_how_long_the_access_token_works(app: Flask, nia: dict[str, Any]) -> None:
+    password = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    changed = Client(app, nia["access_token"]).post("/me/password", password).json
+    for pair in (nia, changed, refreshed(app, changed)):
+        claims = claims_of(pair["access_token"])
+        assert pair["expires_in"] == claims["exp"] - claims["iat"]
+
+
 def test_a_token_tells_nothing_of_the_password(app: Flask, nia: dict[str, Any]) -> None:
     [(kept,)] = sql(app, select(User.password))
     assert PASSWORD not in json.dumps(nia) + json.dumps(claims_of(nia["access_token"]))
