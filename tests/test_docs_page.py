@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -134,6 +135,89 @@ def test_a_logout_among_the_operations_is_one_of_the_page(address: str, app: Fla
     log_in(page, address, "ada@clinic.test")
     send(page, "Accounts-logout")
     expect(page.locator("#said")).to_have_text("You are signed out.")
+
+
+@on_one_engine
+def test_a_reload_keeps_the_login_and_a_renewed_token_works(address: str, app: Flask, admin: Client, page: Page) -> None:
+    usual = app.config["JWT_ACCESS_TOKEN_EXPIRES"]
+    app.config["JWT_ACCESS_TOKEN_EXPIRES"] = timedelta(seconds=9)  # so that each request renews it
+    try:
+        log_in(page, address, "ada@clinic.test")
+        with page.expect_response("**/refresh") as renewed:
+            page.reload()
+        assert renewed.value.status == 200
+        expect(page.locator("#said")).to_have_text("You are Ada Otieno (admin).")
+        expect(page.get_by_role("button", name="Log out")).to_be_visible()
+        expect(send(page, "Accounts-get_me")).to_contain_text("ada@clinic.test")
+    finally:
+        app.config["JWT_ACCESS_TOKEN_EXPIRES"] = usual
+
+
+@on_one_engine
+def test_after_a_logout_a_reload_asks_for_the_login(address: str, app: Flask, admin: Client, page: Page) -> None:
+    log_in(page, address, "ada@clinic.test")
+    page.get_by_role("button", name="Log out").click()
+    expect(page.locator("#said")).to_have_text("You are logged out.")
+    page.reload()
+    expect(page.locator("#operations-Accounts-get_me")).to_be_visible()
+    expect(page.get_by_label("Email")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+@on_one_engine
+@pytest.mark.parametrize("learns", ["by a reload", "by a request"])
+def test_the_page_says_that_the_login_was_ended_elsewhere(
+    address: str, app: Flask, admin: Client, page: Page, learns: str
+) -> None:
+    log_in(page, address, "ada@clinic.test")
+    admin.post("/logout?everywhere=true")
+    if learns == "by a reload":
+        page.reload()
+    else:
+        send(page, "Accounts-get_me")
+    expect(page.locator("#said")).to_have_text("This login has ended. Please sign in again.")
+    expect(page.get_by_label("Email")).to_be_visible()
+
+
+@on_one_engine
+def test_there_is_one_way_to_log_in(address: str, app: Flask, page: Page) -> None:
+    page.goto(f"{address}/docs")
+    expect(page.locator("#operations-Accounts-get_me")).to_be_visible()
+    assert page.locator(".authorize:visible, .authorization__btn:visible").count() == 0
+    assert page.get_by_role("button", name="Log in").count() == 1
+
+
+def overflow(page: Page) -> int:
+    """Return by how many pixels the page can be scrolled sideways."""
+    wide: int = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    return wide
+
+
+@on_one_engine
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_bar_is_slim_and_nothing_scrolls_sideways(
+    address: str, app: Flask, admin: Client, page: Page, width: int
+) -> None:
+    make_patient(admin)
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{address}/docs")
+    expect(page.locator("#operations-Accounts-get_me")).to_be_visible()
+    bar = "document.querySelector('header').offsetHeight"
+    assert page.evaluate(bar) < 60
+    if width < 700:
+        page.get_by_role("button", name="Log in").click()
+    page.get_by_label("Email").fill("ada@clinic.test")
+    page.get_by_label("Password").first.fill(PASSWORD)
+    page.get_by_role("button", name="Log in", exact=True).click()
+    expect(page.locator("#said")).to_have_text("You are Ada Otieno (admin).")
+    assert page.evaluate(bar) < 60
+    assert overflow(page) <= 0
+    operations = page.locator(".opblock-summary-control")
+    for number in range(operations.count()):
+        operations.nth(number).click()
+    page.locator("#operations-Patients-list_patients").get_by_role("button", name="Execute").click()
+    expect(page.locator("#operations-Patients-list_patients tr.response").first).to_be_visible()
+    assert overflow(page) <= 0
 
 
 @on_one_engine
