@@ -78,8 +78,11 @@ def caller_and_request() -> str:
 
 
 def check_if_match(version: int) -> None:
-    """Raise `PreconditionFailed` when If-Match names another version (RFC 9110 section 13.1.1)."""
-    if "If-Match" in request.headers and not request.if_match.contains(str(version)):
+    """Raise `PreconditionFailed` when If-Match names another version (RFC 9110 section 13.1.1).
+
+    A weak tag counts, which the RFC would refuse: nginx makes our tag weak where it compresses the answer.
+    """
+    if "If-Match" in request.headers and not request.if_match.contains_weak(str(version)):
         raise errors.PreconditionFailed(f"The record has changed: it is at version {version} now. Read it again.")
 
 

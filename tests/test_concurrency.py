@@ -69,14 +69,15 @@ def test_an_archiving_of_another_version_is_refused(admin: Client, doctor: Clien
         ('"1"', 200),
         ('"7", "1"', 200),
         ('"7","8"', 412),
-        ('W/"1"', 412),
+        ('W/"1"', 200),  # as nginx makes it of a compressed answer
+        ('W/"7"', 412),
         ('W/"1", "1"', 200),
         ('"11"', 412),
         ("", 412),
         ("nonsense", 412),
     ],
 )
-def test_if_match_is_read_as_rfc_9110_has_it(doctor: Client, tags: str, status: int) -> None:
+def test_if_match_is_read_as_rfc_9110_has_it_but_a_weak_tag_counts(doctor: Client, tags: str, status: int) -> None:
     address = make("patient", doctor)
     assert doctor.patch(address, CHANGE["patient"], headers={"If-Match": tags}).status_code == status
 
