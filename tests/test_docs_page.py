@@ -138,7 +138,7 @@ def test_a_logout_among_the_operations_is_one_of_the_page(address: str, app: Fla
 
 
 @on_one_engine
-def test_a_reload_keeps_the_login_and_a_renewed_token_works(address: str, app: Flask, admin: Client, page: Page) -> None:
+def test_a_reload_keeps_the_login_and_renews_its_token(address: str, app: Flask, admin: Client, page: Page) -> None:
     usual = app.config["JWT_ACCESS_TOKEN_EXPIRES"]
     app.config["JWT_ACCESS_TOKEN_EXPIRES"] = timedelta(seconds=9)  # so that each request renews it
     try:
