@@ -62,9 +62,9 @@ fuzz: $(VENV)/.dev  ## send requests generated from the OpenAPI document, on SQL
 docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collection
 	$(BIN)/python docs/make.py
 
-newman: node_modules/.bin/newman  ## install newman, which runs the Postman collection (make test does this if npm is installed)
-node_modules/.bin/newman:
-	npm install --no-save --no-package-lock --no-fund --no-audit newman@6
+newman: node_modules/axios  ## install newman and axios, which run the Postman collection and docs/spa.md (make test does this if npm is installed)
+node_modules/axios:
+	npm install --no-save --no-package-lock --no-fund --no-audit newman@6 axios@1
 
 clean:  ## remove the virtual environment and the caches, but never the data in instance/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
