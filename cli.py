@@ -98,7 +98,7 @@ class Age(click.ParamType[timedelta]):
 
 
 @click.command("welcome")
-@with_appcontext
+@writing  # it writes nothing, but `make run` must not welcome anybody where a setting stops the server
 def welcome_reader() -> None:
     """Print where the server will be, what to try first, and who may sign up. `make run` does this before it serves."""
     click.echo(welcome.message())
