@@ -65,7 +65,7 @@ def _word(words: type[StrEnum], **aliases: str) -> BeforeValidator:
 
 def _enum(words: type[StrEnum]) -> WithJsonSchema:
     """List the words in the OpenAPI document as they are answered."""
-    return WithJsonSchema({"type": "string", "enum": [str(word) for word in words]})
+    return WithJsonSchema({"type": "string", "enum": [str(word) for word in words], "title": words.__name__})
 
 
 def _whole_number(value: object) -> object:
@@ -78,7 +78,7 @@ def _whole_number(value: object) -> object:
 
 def _or_blank(kind: Any) -> BeforeValidator:
     """Read "" as null, because a form sends "" for an empty input."""
-    return BeforeValidator(lambda text: None if text == "" else text, json_schema_input_type=kind | Literal[""] | None)
+    return BeforeValidator(lambda text: None if text == "" else text, json_schema_input_type=kind | None)
 
 
 def _not_in_future(day: date) -> date:
@@ -148,17 +148,26 @@ IdOrMe = Annotated[
     ),
 ]
 PeopleIds = Annotated[list[IdOrMe], Field(max_length=100, description="`me` is the caller.")]
+
+
+def _written(about: str) -> WithJsonSchema:
+    """Describe a time of a request. `format: date-time` would mean an offset to generated clients; answers have it."""
+    return WithJsonSchema(
+        {"type": "string", "pattern": iso8601.PATTERN, "maxLength": iso8601.LONGEST, "description": about}
+    )
+
+
 Instant = Annotated[
     datetime,
-    BeforeValidator(times.read_instant, json_schema_input_type=datetime),
-    Field(description="A time without an offset is the clinic's local time."),
+    BeforeValidator(times.read_instant),
+    _written("An ISO 8601 time. Without an offset it is the clinic's local time: `2027-03-01T10:00`."),
 ]
 LocalTime = Annotated[
     datetime,
     PlainSerializer(times.shown, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
 ]
-SpanStart = Annotated[datetime, BeforeValidator(times.read_start, json_schema_input_type=datetime)]
+SpanStart = Annotated[datetime, BeforeValidator(times.read_start), _written("A date means the start of that day.")]
 
 
 def _after_start(name: str) -> AfterValidator:
@@ -174,13 +183,13 @@ def _after_start(name: str) -> AfterValidator:
 
 LastInstant = Annotated[
     datetime,
-    BeforeValidator(times.read_end, json_schema_input_type=datetime),
-    Field(description="This instant is included. A date includes the whole day."),
+    BeforeValidator(times.read_end),
+    _written("This instant is included. A date includes the whole day."),
 ]
 SpanEnd = Annotated[
     datetime,
-    BeforeValidator(times.read_end, json_schema_input_type=datetime),
-    Field(description="What begins at this time is not found. A date includes the whole day."),
+    BeforeValidator(times.read_end),
+    _written("What begins at this time is not found. A date includes the whole day."),
 ]
 Day = Annotated[date, BeforeValidator(times.read_day, json_schema_input_type=date)]
 OnDay = Annotated[date, BeforeValidator(times.read_day_or_today, json_schema_input_type=str)]
@@ -290,7 +299,8 @@ class Patch(In):
         schema = handler.resolve_ref_schema(reference)
         for field in schema["properties"].values():
             field.pop("default", None)
-        owned = {"readOnly": True, "description": "The server owns this field and ignores it here."}
+        about = "The server owns this field and ignores it here."
+        owned = {"readOnly": True, "description": about, "x-answer": cls.answer.__name__}
         schema["properties"] |= {name: owned for name in cls.answer.model_fields if name not in cls.model_fields}
         return reference
 
@@ -576,7 +586,8 @@ class AppointmentQuery(CollectionQuery):
 class ImageOut(Out):
     id: int = Field(examples=[1])
     image_url: str = Field(
-        examples=["https://res.cloudinary.com/clinic/image/authenticated/s--1a2b3c4d--/v1/9f8e7d6c.png"]
+        json_schema_extra={"format": "uri"},
+        examples=["https://res.cloudinary.com/clinic/image/authenticated/s--1a2b3c4d--/v1/9f8e7d6c.png"],
     )
     width: int = Field(description="Pixels of the image as a browser shows it, upright.", examples=[1200])
     height: int = Field(description="Pixels of the image as a browser shows it, upright.", examples=[900])

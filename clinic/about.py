@@ -11,7 +11,9 @@ ABOUT = About(
 Sign in with `POST /login` and send `Authorization: Bearer <access_token>`. The access token is good for 30 minutes;
 `POST /refresh`, sent with the refresh token, trades it for a new pair.
 
-- Dates and times are ISO 8601. A time without an offset is the clinic's local time. Answers carry the clinic's offset.
+- Dates and times are ISO 8601. A time of a request may have no offset: then it is the clinic's local time. A time of an
+  answer is a `date-time` of RFC 3339 and carries the clinic's offset.
+- Where a date, a time or a word may be null, a request may also send `""` for null, as forms do.
 - Ids may be sent as strings. The words of a list may be sent in any case: `"No Show"` is `no_show`.
 - A client may change a record that it read and send the whole record back: fields that the server owns are ignored.
 - A failed request changes nothing and answers `{"msg": "…", "errors": {"field": ["…"]}}`.

@@ -120,11 +120,19 @@ def _parse_form(model: type[BaseModel], limit: int | None) -> BaseModel:
 def _parse_query(model: type[BaseModel], _limit: int | None) -> BaseModel:
     shape = _shape(model)
     _refuse_many_parameters(request.query_string, shape)
-    repeated = [name for name, values in request.args.lists() if len(values) > 1 and name not in shape.lists]
+    values: dict[str, list[str]] = {}
+    for name, value in request.args.items(multi=True):
+        values.setdefault(_plain_name(name, shape), []).append(value)
+    repeated = [name for name, given in values.items() if len(given) > 1 and name not in shape.lists]
     if repeated:
         raise errors.Invalid({name: ["Give this only once."] for name in repeated})
-    lists = {name: request.args.getlist(name) for name in shape.lists & request.args.keys()}
-    return _validate(model, {**request.args.to_dict(), **lists})
+    return _validate(model, {name: given if name in shape.lists else given[0] for name, given in values.items()})
+
+
+def _plain_name(name: str, shape: _Shape) -> str:
+    """Return the name of a parameter. Axios and PHP write `status[]` for a parameter that they repeat."""
+    plain = name.removesuffix("[]")
+    return plain if plain in shape.lists else name
 
 
 def _refuse_many_parameters(query: bytes, shape: _Shape) -> None:
@@ -132,7 +140,7 @@ def _refuse_many_parameters(query: bytes, shape: _Shape) -> None:
     if query.count(b"&") < MOST_PARAMETERS:
         return
     names = [unquote_plus(pair.partition("=")[0]) for pair in query.decode(errors="replace").split("&")]
-    if unknown := [name for name in names if name not in shape.names]:
+    if unknown := [name for name in names if _plain_name(name, shape) not in shape.names]:
         raise _unknown(iter(unknown), len(unknown), shape)
     raise errors.Invalid(query=f"It has {len(names):,} parameters; at most {MOST_PARAMETERS} are taken.")
 

@@ -9,6 +9,7 @@ import re
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 
 LONGEST = len("1920-01-01T00:00:00.123456789-00:44:30")
+PATTERN = r"^\d{4}-?\d\d-?\d\d([T ][\d:.,]+(Z|[+-][\d:]+)?)?$"  # wider than the grammar, for the OpenAPI document
 
 
 def _grammar(dash: str, colon: str) -> re.Pattern[str]:

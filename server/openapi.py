@@ -6,6 +6,7 @@ an example (`Field(examples=[...])`). If any of these is missing, building stops
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,18 +157,41 @@ class _Generator(GenerateJsonSchema):
         return value
 
 
-def _standard(schema: Any) -> Any:
-    """Return the schema with JSON Schema's keywords and without the examples of its fields.
+def _standard(schema: Any, enums: dict[str, JSON]) -> Any:
+    """Return the schema as generators of clients understand it. Move each enum with a title into `enums`.
 
     After a validator, pydantic writes `ge` and `le` for `minimum` and `maximum`. Swagger UI prefills each field that
     has an example, so `Models` gives an example to each model instead.
     """
     if isinstance(schema, list):
-        return [_standard(part) for part in schema]
+        return [_standard(part, enums) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    words = {"ge": "minimum", "le": "maximum"} if schema.get("type") == "integer" else {}
-    return {words.get(name, name): _standard(part) for name, part in schema.items() if name != "examples"}
+    if "enum" in schema and "title" in schema:
+        words = {name: schema[name] for name in ("type", "enum")}
+        enums[schema["title"]] = {**words, "examples": schema["enum"][:1]}
+        rest = {name: part for name, part in schema.items() if name not in (*words, "title", "examples")}
+        return {**_ref("schemas", schema["title"]), **rest}
+    names = {"ge": "minimum", "le": "maximum"} if schema.get("type") == "integer" else {}
+    return {names.get(name, name): _standard(part, enums) for name, part in schema.items() if name != "examples"}
+
+
+def _with_defaults_told(model: JSON) -> JSON:
+    """Return the model with its fields' defaults in their descriptions: many generators require what has a default."""
+    fields = {}
+    for name, field in model.get("properties", {}).items():
+        default = field.get("default")
+        told = (
+            "" if default in (None, "", []) or name in model.get("required", ()) else f"By default `{_text(default)}`."
+        )
+        about = " ".join(filter(None, (field.get("description"), told)))
+        rest = {key: value for key, value in field.items() if key not in ("default", "description")}
+        fields[name] = {**rest, **({"description": about} if about else {})}
+    return {**model, "properties": fields} if fields else model
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @lru_cache(maxsize=1)
@@ -191,10 +215,20 @@ class Models:
         inputs = [model for route in routes for model in route.contract.inputs.values()]
         answers = [route.contract.answer for route in routes if route.is_json]
         self._found, self._generated = _schemas(tuple(inputs), tuple(answers))
+        enums: dict[str, JSON] = {}
         self.definitions: dict[str, JSON] = {
-            name: {**_standard(schema), "examples": [self._example(schema)]}
+            name: {**_with_defaults_told(_standard(schema, enums)), "examples": [self._example(schema)]}
             for name, schema in sorted(self._generated.items())
         }
+        self.definitions |= enums
+        for schema in self.definitions.values():
+            self._describe_fields_of_the_server(schema.get("properties", {}))
+
+    def _describe_fields_of_the_server(self, fields: dict[str, JSON]) -> None:
+        """Give the types of the answer model to the fields that a change ignores: `x-answer` names the model."""
+        for name, field in fields.items():
+            if answer := field.pop("x-answer", None):
+                fields[name] = {**self.definitions[answer]["properties"][name], **field}
 
     def _example(self, schema: JSON) -> JSON:
         """Return the model's own example, or an object of its fields' examples."""
@@ -220,11 +254,6 @@ class Models:
     def of_answer(self, answer: Any) -> JSON:
         """Return the schema of an answer."""
         return self._found[str(answer), "serialization"]
-
-    def components(self) -> dict[str, JSON]:
-        """Return the schemas for the document. Query strings are not among them: their fields become parameters."""
-        queries = {name for name in self.definitions if name.endswith("Query")}
-        return {name: schema for name, schema in sorted(self.definitions.items()) if name not in queries}
 
     def resolve(self, reference: JSON) -> JSON:
         """Return the schema that a reference names, or {} for a schema that is not a reference."""
@@ -265,11 +294,12 @@ def _without_null(field: JSON) -> JSON:
 
 
 def _body(route: Route, model: type[BaseModel], models: Models) -> JSON:
+    schema = models.of_input(model)
+    example = {"examples": {"example": {"value": models.resolve(schema)["examples"][0]}}}
     content: JSON = {}
     if route.contract.files:
-        encoding = {"images": {"contentType": ", ".join(f"image/{kind}" for kind in PICTURES)}}
-        content["multipart/form-data"] = {"schema": _form(route, model, models), "encoding": encoding}
-    content["application/json"] = {"schema": models.of_input(model)}
+        content["multipart/form-data"] = {"schema": _form(route, model, models)}
+    content["application/json"] = {"schema": schema, **example}
     return {"required": True, "content": content}
 
 
@@ -280,9 +310,9 @@ def _form(route: Route, model: type[BaseModel], models: Models) -> JSON:
         "type": "array",
         "items": {"type": "string", "format": "binary"},
         "maxItems": MOST_FILES,
-        "description": "Images, each under this name.",
+        "description": f"Images, each under this name: {', '.join(PICTURES)}.",
     }
-    texts = {name: _without_null(field) for name, field in fields["properties"].items()}
+    texts = {name: _without_null(field) for name, field in fields["properties"].items() if "readOnly" not in field}
     form = {**fields, "title": f"{model.__name__}Form", "properties": {**texts, "images": images}}
     if route.creates:  # a form that changes a record has no examples: Swagger UI then leaves its fields blank
         for name, example in fields["examples"][0].items():
@@ -364,6 +394,18 @@ def _bearer(about: str) -> JSON:
     return {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": about}
 
 
+def _used(schemas: dict[str, JSON], *users: Any) -> dict[str, JSON]:
+    """Return the schemas that `users` refer to, directly or by another schema."""
+    found: dict[str, JSON] = {}
+    left = list(users)
+    while left:
+        for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(left.pop())):
+            if name not in found:
+                found[name] = schemas[name]
+                left.append(schemas[name])
+    return dict(sorted(found.items()))
+
+
 def build(app: Flask, about: About) -> JSON:
     """Return the document of an application. Raises RuntimeError, as `routes` does, for a view that lacks something."""
     found = routes(app, about.tags, ERRORS.keys())
@@ -371,6 +413,7 @@ def build(app: Flask, about: About) -> JSON:
     paths: dict[str, JSON] = {}
     for route in found:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, models)
+    failures = {name: _failure(code) for code, (name, _, _) in ERRORS.items()}
     return {
         "openapi": "3.1.1",
         "info": {
@@ -379,12 +422,12 @@ def build(app: Flask, about: About) -> JSON:
             "description": about.description,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": app.config["PUBLIC_URL"] or "/"}],
         "tags": [{"name": tag, "description": description} for tag, description in about.tags.items()],
         "paths": paths,
         "components": {
-            "schemas": {"Error": ERROR_SCHEMA, **models.components()},
-            "responses": {name: _failure(code) for code, (name, _, _) in ERRORS.items()},
+            "schemas": _used({"Error": ERROR_SCHEMA, **models.definitions}, paths, failures),
+            "responses": failures,
             "parameters": PARAMETERS,
             "headers": {name: {**header, "required": name in ALWAYS_SENT} for name, header in HEADERS.items()},
             "securitySchemes": {

@@ -12,6 +12,7 @@ from sql import empty_tables
 
 from clinic import accounts
 from clinic.rights import ADMIN
+from models import AppointmentStatus, PatientStatus, Role, Sex
 from server import openapi
 from server.endpoint import PUBLIC, Access
 
@@ -66,8 +67,8 @@ def test_where_requests_are_counted_429_is_told(app: Flask) -> None:
 
 def test_enumerated_words_are_listed(app: Flask) -> None:
     schema = document(app)["components"]["schemas"]
-    assert schema["PatientIn"]["properties"]["status"]["enum"][:2] == ["outpatient", "admitted"]
-    assert schema["UserOut"]["properties"]["role"]["enum"] == ["admin", "doctor"]
+    for kind in (Role, Sex, PatientStatus, AppointmentStatus):
+        assert schema[kind.__name__]["enum"] == list(kind)
 
 
 def test_every_required_field_and_every_field_of_an_answer_has_an_example(app: Flask) -> None:
