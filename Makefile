@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export FLASK_APP := app.py
 
-.PHONY: help run test lint seed lock bench fuzz docs postman newman clean
+.PHONY: help run test lint seed lock bench fuzz clients docs postman newman clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -59,6 +59,9 @@ MINUTES ?= 10
 fuzz: $(VENV)/.dev  ## send requests generated from the OpenAPI document, on SQLite and PostgreSQL, for MINUTES=10
 	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
 
+clients: $(VENV)/.run  ## generate clients from the OpenAPI document, compile them and run them against a server (needs npm)
+	$(BIN)/python -m testing.clients $(ARGS)
+
 docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collection
 	$(BIN)/python docs/make.py
 
@@ -67,5 +70,5 @@ node_modules/axios:
 	npm install --no-save --no-package-lock --no-fund --no-audit newman@6 axios@1
 
 clean:  ## remove the virtual environment and the caches, but never the data in instance/
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) testing/clients/.venv testing/clients/node_modules .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,6 +43,9 @@ TOO_MANY = "x" * 10_000
         ("total=perhaps", "total"),
         ("offset=10", "offset"),
         ("page=2", "page"),
+        ("page[]=2", "page[]"),
+        ("limit[]=5", "limit[]"),
+        ("sort%5B%5D=id", "sort[]"),
     ],
 )
 def test_a_wrong_parameter_is_refused_by_name(doctor: Client, path: str, asked: str, field: str) -> None:

@@ -421,3 +421,38 @@ def test_a_number_is_found_as_it_is_written_beside_a_name_too(doctor: Client, q:
 def test_arabic_letters_are_found_however_far_they_are_drawn_out(doctor: Client) -> None:
     make_patient(doctor, first_name="محمـــد")
     assert found(doctor, "محمد") == found(doctor, "مـحمد") == ["محمـــد"]
+
+
+# --- Parameters that are repeated ---
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("status=ongoing&status=critical", "status[]=ongoing&status[]=critical"),
+        *("status%5B%5D=ongoing&status%5B%5D=critical", "status=ongoing&status[]=critical"),
+    ],
+)
+def test_a_parameter_is_repeated_with_or_without_brackets_and_both_together_mean_any_of(
+    doctor: Client, asked: str
+) -> None:
+    for status in ("ongoing", "critical", "healed"):
+        make_patient(doctor, status=status)
+    assert {patient["status"] for patient in doctor.get(f"/patients?{asked}").json} == {"ongoing", "critical"}
+    pages = all_pages(doctor, f"/patients?{asked}&limit=1")
+    assert len(pages) == 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/patients?status[]=ongoing", "/patients?date_of_birth[]=1990-05-31", "/users?role[]=doctor"),
+        *("/appointment?user_id[]=me&patient_id[]=1&status[]=pending", "/reports?user_id[]=1&patient_id[]=1"),
+    ],
+)
+def test_every_parameter_that_may_be_repeated_may_have_brackets(doctor: Client, path: str) -> None:
+    assert doctor.get(path).status_code == 200
+
+
+def test_the_audit_takes_brackets_too(admin: Client) -> None:
+    assert admin.get("/audit?actor[]=1&kind[]=user&kind=patient").status_code == 200

@@ -1,5 +1,7 @@
 """The OpenAPI document is complete and valid, and describes the real answers."""
 
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -71,11 +73,117 @@ def test_enumerated_words_are_listed(app: Flask) -> None:
         assert schema[kind.__name__]["enum"] == list(kind)
 
 
+def parts(node: Any) -> Iterator[Any]:
+    """Yield every object of the document."""
+    if isinstance(node, dict):
+        yield node
+    if isinstance(node, dict | list):
+        for part in node.values() if isinstance(node, dict) else node:
+            yield from parts(part)
+
+
+def fields(app: Flask, model: str) -> Any:
+    return document(app)["components"]["schemas"][model]["properties"]
+
+
+def test_the_words_of_an_enum_stand_once_in_a_component_of_their_own(app: Flask) -> None:
+    listed = [part["enum"] for part in parts(document(app)) if "enum" in part]
+    for kind in (Role, Sex, PatientStatus, AppointmentStatus):
+        assert listed.count(list(kind)) == 1
+    assert fields(app, "PatientOut")["status"] == {"$ref": "#/components/schemas/PatientStatus"}
+    assert fields(app, "PatientIn")["sex"] == {"anyOf": [{"$ref": "#/components/schemas/Sex"}, {"type": "null"}]}
+    assert fields(app, "PatientIn")["date_of_birth"]["anyOf"] == [
+        {"type": "string", "format": "date"},
+        {"type": "null"},
+    ]
+
+
+def test_no_default_makes_generated_clients_require_a_field(app: Flask) -> None:
+    doc = document(app)
+    assert not [part for part in parts(doc) if "default" in part]
+    assert doc["components"]["schemas"]["PatientIn"]["required"] == ["first_name", "last_name", "phone_number"]
+    assert fields(app, "PatientIn")["status"]["description"] == "By default `admitted`."
+    assert fields(app, "AppointmentIn")["duration_minutes"]["description"] == "By default `30`."
+
+
+def test_an_appointment_needs_a_patient(app: Flask) -> None:
+    assert "patient_id" in document(app)["components"]["schemas"]["AppointmentIn"]["required"]
+    assert fields(app, "AppointmentIn")["patient_id"]["type"] == "integer"
+
+
+def test_images_are_files_whose_type_the_client_says(app: Flask) -> None:
+    assert not [part for part in parts(document(app)) if "encoding" in part]
+    for form in ("ReportInForm", "ReportPatchForm"):
+        assert fields(app, form)["images"]["items"] == {"type": "string", "format": "binary"}
+    assert fields(app, "ImageOut")["image_url"]["format"] == "uri"
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *("2027-02-01", "2027-02-01T10:00", "2027-02-01 10", "20270201T1000", "2027-02-01T10:00:00.123Z"),
+        *("2027-02-01T10:00+03:00", "1920-01-01T00:00:00.123456789-00:44:30"),
+    ],
+)
+def test_a_time_of_a_request_is_a_text_that_may_have_no_offset(app: Flask, time: str) -> None:
+    _, _, listing = operations(document(app))["list_appointments"]
+    queried = {parameter["name"]: parameter["schema"] for parameter in listing["parameters"]}
+    for field in (
+        fields(app, "AppointmentIn")["appointment_datetime"],
+        fields(app, "PatientIn")["admitted_at"]["anyOf"][0],
+        queried["from"],
+        queried["to"],
+    ):
+        assert "format" not in field
+        assert field["description"]
+        assert re.search(field["pattern"], time, re.ASCII)
+        assert not re.search(field["pattern"], "tomorrow")
+        assert len(time) <= field["maxLength"]
+
+
+def test_a_time_of_an_answer_is_a_date_time_of_rfc_3339(app: Flask) -> None:
+    assert fields(app, "AppointmentOut")["appointment_datetime"] == {"type": "string", "format": "date-time"}
+    assert fields(app, "PatientOut")["admitted_at"]["anyOf"][0] == {"type": "string", "format": "date-time"}
+
+
+def test_fields_that_a_change_ignores_have_their_types(app: Flask) -> None:
+    owned = {
+        f"{name}.{field}": about
+        for name, model in document(app)["components"]["schemas"].items()
+        for field, about in model.get("properties", {}).items()
+        if about.get("readOnly")
+    }
+    assert {"PatientPatch.mrn", "UserPatch.id", "AppointmentPatch.doctor", "ReportPatch.images"} <= owned.keys()
+    assert not [name for name, about in owned.items() if not about.keys() & {"type", "$ref", "anyOf"}]
+    assert owned["PatientPatch.created_at"]["format"] == "date-time"
+    assert not [part for part in parts(document(app)) if "x-answer" in part]
+
+
+def test_every_component_is_used(app: Flask) -> None:
+    doc = document(app)
+    used = {part["$ref"].rpartition("/")[2] for part in parts(doc) if "$ref" in part}
+    for kind in ("schemas", "responses", "parameters", "headers"):
+        assert not doc["components"][kind].keys() - used, kind
+
+
+def test_a_json_body_has_an_example(app: Flask) -> None:
+    for name, (_, _, op) in operations(document(app)).items():
+        content = op.get("requestBody", {}).get("content", {})
+        if "application/json" in content:
+            assert content["application/json"]["examples"]["example"]["value"], name
+
+
+def test_the_server_is_at_its_public_address(app: Flask, make_app: Callable[..., Flask]) -> None:
+    assert document(app)["servers"] == [{"url": "/"}]
+    public = make_app(PUBLIC_URL="https://api.clinic.example")
+    assert document(public)["servers"] == [{"url": "https://api.clinic.example"}]
+
+
 def test_every_required_field_and_every_field_of_an_answer_has_an_example(app: Flask) -> None:
     lacking = {
         f"{name}.{field}"
         for name, model in document(app)["components"]["schemas"].items()
-        if name != "Error" and not name.endswith("Form")
+        if "properties" in model and name != "Error" and not name.endswith("Form")
         for field in model.get("required", ())
         if field not in model["examples"][0]
     }
