@@ -10,7 +10,7 @@ from werkzeug.datastructures import FileStorage
 
 import cli
 import config
-from clinic import accounts, appointments, listeners, passwords, reports, rights, sessions, startup, stores
+from clinic import accounts, appointments, listeners, passwords, refusals, reports, rights, sessions, startup, stores
 from clinic import image_links as media
 from clinic.about import ABOUT, IMAGE_FILE, LINKS
 from clinic.archive import restored
@@ -464,7 +464,7 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     logs.set_up(setting["LOG_LEVEL"])
     app = Flask(__name__, instance_path=str(setting["INSTANCE_PATH"]), static_folder="static")
     app.config.update(setting)
-    for part in (errors, database, fast_reads, startup, passwords, sessions, limits, stores, cli, web):
+    for part in (errors, refusals, database, fast_reads, startup, passwords, sessions, limits, stores, cli, web):
         part.init_app(app)
     listeners.register()
     for blueprint in blueprints:

@@ -37,7 +37,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from server import errors, phones
 from server.database import Base, UTCDateTime, db
 from server.names import check_name, shows_something
-from server.times import WrittenTime, clinic_zone, day_of, now, today
+from server.times import WrittenTime, day_of, in_words, now, today
 
 MINUTES = (5, 480)  # shortest and longest appointment
 LONGEST_WORD = 40  # characters of a word in the search index
@@ -232,7 +232,7 @@ class User(Record):
         keep_appointments = changes.pop("keep_appointments", False)
         super().change(changes)
         if was_active and not self.is_active and not keep_appointments:
-            self._refuse_with_appointments("keep_appointments: true closes the account and leaves them as they are.")
+            self._refuse_with_appointments("With keep_appointments: true they stay as they are.")
         if administered and not self.administers:
             self._refuse_without_another_administrator()
         if "password" in changes or not self.is_active:
@@ -261,8 +261,9 @@ class User(Record):
             )
         if coming:
             raise errors.Conflict(
-                f"{self.name} still has {coming} appointment{'s' * (coming > 1)} to come. "
-                f"Give them to another doctor or cancel them first. {way_out}".strip()
+                f"The user {self.name} still has {coming} appointment{'s' * (coming > 1)} to come. "
+                f"Give them to another doctor or cancel them first. {way_out}".strip(),
+                code=errors.Code.HAS_APPOINTMENTS,
             )
 
     def _refuse_without_another_administrator(self) -> None:
@@ -275,7 +276,9 @@ class User(Record):
                 User.admins().where(User.id != self.id).order_by(User.id).with_for_update(key_share=True)
             ).all()
         if not others:
-            raise errors.Conflict("This is the last active administrator. Make another one first.")
+            raise errors.Conflict(
+                "This is the last active administrator. Make another one first.", code=errors.Code.LAST_ADMIN
+            )
 
     def archive(self) -> None:
         """Archive the user, end their logins and void their reset links.
@@ -292,7 +295,9 @@ class User(Record):
 
 errors.explain(
     "uq_users_email",
-    errors.Conflict("This email is taken.", {"email": ["Another account has this email."]}),
+    errors.Conflict(
+        "This email is taken.", {"email": ["Another account has this email."]}, code=errors.Code.EMAIL_TAKEN
+    ),
 )
 
 
@@ -475,7 +480,8 @@ class ClinicalRecord(Record):
         super().restore()
         patient, doctor = _lock_patient_and_doctor(self.patient_id, self.user_id)
         if patient is None or patient.deleted_at:
-            raise errors.Conflict(f"Patient {self.patient_id} is archived. Restore the patient first.")
+            text = f"Patient {self.patient_id} is archived. Restore the patient first."
+            raise errors.Conflict(text, code=errors.Code.ARCHIVED)
         self._set_people(patient, doctor)
 
     def _set_people(self, patient: Patient | None, doctor: User | None) -> None:
@@ -581,18 +587,21 @@ class Appointment(ClinicalRecord):
     def _refuse_unavailable_people(self) -> None:
         """Raise `Conflict` if the doctor is archived or inactive, or the patient deceased."""
         if self.doctor.deleted_at and self.is_to_come:
-            raise errors.Conflict(f"{self.doctor_name} is archived. Give this appointment to another doctor.")
+            raise self._without_doctor("archived")
         if not self.doctor.is_active and self.is_to_come:
-            raise errors.Conflict(
-                f"The account of {self.doctor_name} is not active. Give this appointment to another doctor."
-            )
+            raise self._without_doctor("not active")
         if self.patient.status == PatientStatus.DECEASED:
-            raise errors.Conflict(f"{self.patient_name} is deceased: nothing can be booked any more.")
+            text = f"The patient {self.patient_name} is deceased: nothing can be booked any more."
+            raise errors.Conflict(text, code=errors.Code.DECEASED)
+
+    def _without_doctor(self, state: str) -> errors.Conflict:
+        text = f"The account of {self.doctor_name} is {state}. Give this appointment to another doctor."
+        return errors.Conflict(text, code=errors.Code.DOCTOR_INACTIVE)
 
     def _refuse_before_its_day(self) -> None:
         """Raise `Invalid` for a result before the clinic's day of the appointment."""
         if day_of(self.appointment_datetime) > today():
-            raise errors.Invalid(status=f"{self.status} is possible from the day of the appointment on.")
+            raise errors.Invalid(status=f"The status {self.status} is possible from the day of the appointment on.")
 
     @property
     def is_booked(self) -> bool:
@@ -610,7 +619,7 @@ class Appointment(ClinicalRecord):
         return Slot(self.id, self.user_id, self.patient_id, self.appointment_datetime, self.duration_minutes)
 
 
-errors.explain("ck_appointments_overbooked_reason", errors.Invalid(reason="Say why this is overbooked."))
+errors.explain("ck_appointments_overbooked_reason", errors.Invalid(reason="Please say why this is overbooked."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -637,14 +646,16 @@ class Slot:
             other_end = other.appointment_datetime + timedelta(minutes=other.duration_minutes)
             if other.id != self.appointment_id and other.appointment_datetime < end and self.start < other_end:
                 who = "doctor" if other.user_id == self.user_id else "patient"
-                times = f"from {_clock(other.appointment_datetime)} to {_clock(other_end)}"
-                text = f"The {who} has appointment {other.id} {times}."
-                return errors.Conflict(text, {"appointment_datetime": [text]})
+                text = f"The {who} has appointment {other.id} on {in_words(other.appointment_datetime, other_end)}."
+                return _slot_taken(text, other.id)
         return None
 
 
-def _clock(instant: datetime) -> str:
-    return instant.astimezone(clinic_zone()).isoformat(timespec="minutes")
+def _slot_taken(text: str, by: int) -> errors.Conflict:
+    """Return the error for a slot that an appointment has. The answer shows that appointment."""
+    return errors.Conflict(
+        text, {"appointment_datetime": [text]}, code=errors.Code.SLOT_TAKEN, conflict=(Appointment, by)
+    )
 
 
 class Image(Record):
@@ -926,10 +937,16 @@ def save(record: Kind, leaving: Collection[int] = ()) -> Kind:
 
 
 def _clash(slots: Iterable[Slot], leaving: Collection[int]) -> errors.Conflict:
-    """Return the error that names the appointment in one of these slots. The constraints do not tell which it is."""
-    moment_ago = "This slot was taken a moment ago."
-    found = (clash for slot in slots if (clash := slot.clash(leaving)))
-    return next(found, errors.Conflict(moment_ago, {"appointment_datetime": [moment_ago]}))
+    """Return the error that names the appointment in one of these slots. The constraints do not tell which it is.
+
+    If no other appointment is in the way, those in `leaving` are: in their new places they would overlap.
+    """
+    for slot in slots:
+        if clash := slot.clash(leaving):
+            return clash
+    for other in leaving:
+        return _slot_taken(f"In their new places, this appointment and appointment {other} would overlap.", other)
+    return errors.busy("This slot was taken a moment ago, and is free again. Please try again.")
 
 
 def find(kind: type[Kind], record_id: int, *options: Any) -> Kind:

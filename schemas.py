@@ -32,7 +32,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from models import HOLDING, MINUTES, AppointmentStatus, PatientStatus, Role, Sex
-from server import iso8601, phones, times
+from server import iso8601, phones, sentences, times
 from server.database import UTCDateTime, db
 from server.names import check_name
 from server.web import LARGEST_ID
@@ -42,10 +42,41 @@ PASSWORD_LENGTH = 10  # minimum, in characters
 LONGEST_PASSWORD = 4_000  # characters
 LONGEST_WORD = 100  # characters, blanks around it included
 
+# What sentences call these fields. The others go by their names: "first name".
+sentences.name_fields(
+    actor="user",
+    admitted_at="time of admission",
+    admitted_from="start of the span",
+    admitted_to="end of the span",
+    appointment_datetime="time of the appointment",
+    before="id of the entry",
+    date_of_birth="birth date",
+    discharged_at="time of discharge",
+    duration_minutes="duration in minutes",
+    everywhere="sign-out everywhere",
+    first="first appointment",
+    from_="start of the span",
+    holding="holding of slots",
+    is_active="state of the account",
+    keep_appointments="keeping of the appointments",
+    limit="page size",
+    on="day",
+    overbooked="overbooking",
+    patient_id="patient",
+    q="search text",
+    query="query string",
+    replace_images="replacement of the images",
+    second="second appointment",
+    sort="order",
+    to="end of the span",
+    user_id="doctor",
+    **{"from": "start of the span"},
+)
+
 
 def _no_nul(text: str) -> str:
     if "\0" in text:
-        raise ValueError("NUL characters are not allowed")
+        raise ValueError("The {field} cannot have NUL characters.")
     return text
 
 
@@ -57,7 +88,7 @@ def _word(words: type[StrEnum], **aliases: str) -> BeforeValidator:
         plain = re.sub(r"[\s-]+", "_", short.strip().lower())
         plain = aliases.get(plain, plain)
         if plain not in list(words):
-            raise ValueError(f"must be one of: {', '.join(words)}")
+            raise ValueError(sentences.one_of(words))
         return str(words(plain))
 
     return BeforeValidator(read)
@@ -72,7 +103,7 @@ def _whole_number(value: object) -> object:
     if not isinstance(value, str):
         return value
     if not re.fullmatch(r"-?[0-9]{1,20}", value.strip(), re.ASCII):
-        raise ValueError("must be a whole number")
+        raise ValueError(sentences.WHOLE_NUMBER)
     return int(value)
 
 
@@ -83,7 +114,7 @@ def _or_blank(kind: Any) -> BeforeValidator:
 
 def _not_in_future(day: date) -> date:
     if day > times.today():
-        raise ValueError("must not lie in the future")
+        raise ValueError("The {field} cannot lie in the future.")
     return day
 
 
@@ -94,7 +125,7 @@ def _email(text: str) -> str:
             text = email_validator.validate_email(text, check_deliverability=False).normalized.lower()
         return text
     except email_validator.EmailNotValidError:
-        raise ValueError("must be an email address, such as amina@clinic.example") from None
+        raise ValueError("Please write the {field} as amina@clinic.example.") from None
 
 
 def spelled_email(text: str) -> str | None:
@@ -175,7 +206,7 @@ def _after_start(name: str) -> AfterValidator:
 
     def check(end: datetime, before: ValidationInfo) -> datetime:
         if (start := before.data.get(name)) and start > end:
-            raise ValueError("the span ends before it begins")
+            raise ValueError("The span ends before it begins.")
         return end
 
     return AfterValidator(check)
@@ -225,7 +256,7 @@ class CollectionQuery(In):
     @classmethod
     def _needs_a_limit(cls, cursor: str | None, before: ValidationInfo) -> str | None:
         if cursor and before.data.get("limit", 1) is None:
-            raise ValueError("give the limit too")
+            raise ValueError("Please give the page size too.")
         return cursor
 
     def filters(self, me: int) -> dict[str, Any]:
@@ -255,7 +286,7 @@ class SearchQuery(CollectionQuery):
     @classmethod
     def _is_the_only_order(cls, sort: str | None, before: ValidationInfo) -> str | None:
         if sort and before.data.get("q"):
-            raise ValueError("cannot be given with q: what is found comes in the order of the match")
+            raise ValueError("Please leave out the order: a search text finds in the order of the match.")
         return sort
 
 
@@ -566,7 +597,7 @@ class AppointmentQuery(CollectionQuery):
     @classmethod
     def _is_the_only_span(cls, on: date | None, before: ValidationInfo) -> date | None:
         if on and (before.data.get("from_") or before.data.get("to")):
-            raise ValueError("cannot be given with from or to")
+            raise ValueError("Please give either a day, or the start and end of a span.")
         return on
 
     def filters(self, me: int) -> dict[str, Any]:

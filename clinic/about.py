@@ -16,7 +16,7 @@ Sign in with `POST /login` and send `Authorization: Bearer <access_token>`. The 
 - Where a date, a time or a word may be null, a request may also send `""` for null, as forms do.
 - Ids may be sent as strings. The words of a list may be sent in any case: `"No Show"` is `no_show`.
 - A client may change a record that it read and send the whole record back: fields that the server owns are ignored.
-- A failed request changes nothing and answers `{"msg": "…", "errors": {"field": ["…"]}}`.
+- A failed request changes nothing and answers `{"msg": "…", "code": "…", "errors": {"field": ["…"]}}`.
 """,
     tags={
         "Accounts": "Sign up, sign in, sign out.",
@@ -27,6 +27,7 @@ Sign in with `POST /login` and send `Authorization: Bearer <access_token>`. The 
         "Audit": "The history of every record, and sign-ins.",
         "Server": "The server itself.",
     },
+    shown={"conflict": ["AppointmentOut"], "current": ["UserOut", "PatientOut", "AppointmentOut", "ReportOut"]},
 )
 LINKS = {"sign up": "/signup", "sign in": "/login"}  # `GET /` answers these, and the links of the server itself
 

@@ -135,7 +135,7 @@ def sign_in(email: str, password: str) -> TokensOut:
     email = spelled_email(email) or ""  # people type their password here: store nothing but possible emails
     proved = _check_password(email, password)
     if proved is None:
-        raise errors.Unauthorized("The email or the password is wrong.")
+        raise errors.Unauthorized("The email or the password is wrong.", errors.Code.WRONG_CREDENTIALS)
     user_id, known_hash = proved
     rehashed = None
     if passwords.is_outdated(known_hash):
@@ -148,7 +148,8 @@ def sign_in(email: str, password: str) -> TokensOut:
     if not user.is_active:
         audit.note_sign_in("sign-in refused", user.id, {"email": email, "address": client_address()})
         db.session.commit()
-        raise errors.Forbidden("Your account is not active. An administrator has to approve it.")
+        text = "Your account is not active. An administrator has to approve it."
+        raise errors.Forbidden(text, code=errors.Code.INACTIVE)
     if rehashed:
         # The password itself stays the same: the record gets no new version, and other logins go on.
         db.session.execute(
@@ -169,7 +170,7 @@ def change_own_password(current: str, new: str) -> TokensOut:
     with outside_transaction():
         proved = _check_password(email, current)
         if proved is None:
-            raise errors.Unauthorized("The current password is wrong.")
+            raise errors.Unauthorized("The current password is wrong.", errors.Code.WRONG_CREDENTIALS)
         db.session.commit()
         new_hash = passwords.hash_password(new, email, *names, field="new_password")
 

@@ -81,7 +81,8 @@ def _repeat(kind: type[Record], record_id: int, show: Callable[[int], Any]) -> A
     try:
         return show(record_id)
     except errors.NotFound:
-        raise errors.Conflict(f"{kind.__name__} {record_id}, made under this key, is archived or erased.") from None
+        text = f"{kind.__name__} {record_id}, made under this key, is archived or erased."
+        raise errors.Conflict(text, code=errors.Code.ARCHIVED) from None
 
 
 def _run(claim: Claim, view: View, arguments: dict[str, Any], lease: bool) -> Any:
@@ -171,7 +172,7 @@ def _claim(claim: Claim, fingerprint: str) -> int | None:
     if row.fingerprint != fingerprint:
         raise errors.Invalid({"Idempotency-Key": ["This key was used for a request with other content."]})
     if row.record_id is None:
-        raise errors.Conflict("The first request with this key is still running.", headers={"Retry-After": "2"})
+        raise errors.busy("The first request with this key is still running. Please try again.")
     return int(row.record_id)
 
 

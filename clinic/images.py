@@ -20,7 +20,7 @@ from clinic.stores import Store, StoreError, stores
 from models import Image, Report, Upload
 from server import errors, pictures
 from server.database import db, refuse_open_transaction
-from server.multipart import FILE_LIMIT, LONGEST_FILENAME
+from server.multipart import FILE_LIMIT, of_file
 from server.pictures import Picture
 from server.times import now
 
@@ -62,12 +62,12 @@ def _checked(files: Sequence[FileStorage]) -> list[Picture]:
     with ExitStack() as opened:
         checked: list[Picture] = []
         for file in files:
-            name = (file.filename or "")[:LONGEST_FILENAME]
+            name = of_file(file.filename)
             try:
                 checked.append(pictures.check(file.stream))
                 opened.callback(checked[-1].close)
                 if checked[-1].bytes > FILE_LIMIT:  # the PNG of a TIFF may be larger than the TIFF
-                    wrong.append(f"{name}: as a PNG it is larger than {FILE_LIMIT >> 20} MB.")
+                    wrong.append(f"{name}, as a PNG, is larger than {FILE_LIMIT >> 20} MB.")
             except pictures.UnfitPicture as reason:
                 wrong.append(f"{name}: {reason}")
             except OSError as error:

@@ -84,7 +84,9 @@ def refuse_while_locked(connection: Connection, email: str, address: str, counts
     if locked:
         seconds = max(1, math.ceil((max(locked.values()) - moment).total_seconds()))
         raise errors.TooManyRequests(
-            f"Too many attempts to sign in. Please wait {seconds} seconds.", headers={"Retry-After": str(seconds)}
+            f"Too many attempts to sign in. Please wait {seconds} seconds.",
+            headers={"Retry-After": str(seconds)},
+            code=errors.Code.LOCKED,
         )
 
 

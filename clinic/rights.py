@@ -12,6 +12,7 @@ from models import Appointment, Patient, Record, Report, Role, User
 from server import errors
 from server.endpoint import Access, View, check_if_match, with_access
 from server.endpoint import public as public
+from server.sentences import label
 
 # Arguments of `guard`. With OWNER_OR_ADMIN the view itself checks the owner of the record.
 SIGNED_IN = Access("any signed-in user")
@@ -43,7 +44,7 @@ def editable(kind: type[Kind], record_id: int, *options: Any) -> Kind:
     """
     record = models.find_for_update(kind, record_id, *options)
     _refuse_others(kind, _owner_of(record), "change")
-    check_if_match(record.version)
+    check_if_match(record.version, (kind, record_id))
     return record
 
 
@@ -106,7 +107,7 @@ def _refuse_others(kind: type[Record], owner_id: int | None, verb: str) -> None:
 def _refuse_admin_fields(record: Record, changes: dict[str, Any]) -> None:
     for field in ADMIN_FIELDS.get(type(record), set()) & changes.keys():
         if changes[field] != (getattr(record, field) or False) and not caller().is_admin:
-            raise errors.Forbidden(f"Only an administrator can change {field}.")
+            raise errors.Forbidden(f"Only an administrator can change the {label(field)}.")
 
 
 def authenticate(admins_only: bool = False, signs_out: int | None = None) -> None:

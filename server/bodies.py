@@ -69,7 +69,7 @@ def _body(limit: int) -> bytes:
 
 def _parse_json(model: type[BaseModel], limit: int | None) -> BaseModel:
     if not request.is_json:
-        raise errors.UnsupportedMediaType("Send JSON, with the header Content-Type: application/json.")
+        raise errors.UnsupportedMediaType("Please send JSON, with the header Content-Type: application/json.")
     shape = _shape(model)
     body = _body(limit or shape.limit)
     _refuse_many_values(body, shape)
@@ -104,7 +104,7 @@ def _refuse_many_values(body: bytes, shape: _Shape) -> None:
 def _unknown(names: Iterator[str], total: int, shape: _Shape) -> errors.Invalid:
     """Return the error for `total` fields, most of them unknown. It names the first of the unknown `names`."""
     unknown = islice((name for name in names if name not in shape.names), errors.MOST_FAULTS)
-    faults = {name[: errors.LONGEST_NAME]: ["This field is not known here."] for name in unknown}
+    faults = {name: [errors.not_known(name)] for name in unknown}
     return errors.Invalid(faults, total - len(faults))
 
 
@@ -112,7 +112,7 @@ def _parse_form(model: type[BaseModel], limit: int | None) -> BaseModel:
     if request.is_json:
         return _parse_json(model, limit)
     if request.mimetype != "multipart/form-data":
-        raise errors.UnsupportedMediaType("Send multipart/form-data, or JSON where there is no file.")
+        raise errors.UnsupportedMediaType("Please send multipart/form-data, or JSON where there is no file.")
     shape = _shape(model)
     return _validate(model, multipart.read(shape.names, limit or shape.limit))
 
@@ -125,7 +125,7 @@ def _parse_query(model: type[BaseModel], _limit: int | None) -> BaseModel:
         values.setdefault(_plain_name(name, shape), []).append(value)
     repeated = [name for name, given in values.items() if len(given) > 1 and name not in shape.lists]
     if repeated:
-        raise errors.Invalid({name: ["Give this only once."] for name in repeated})
+        raise errors.Invalid({name: [multipart.ONLY_ONCE] for name in repeated})
     return _validate(model, {name: given if name in shape.lists else given[0] for name, given in values.items()})
 
 
@@ -142,7 +142,7 @@ def _refuse_many_parameters(query: bytes, shape: _Shape) -> None:
     names = [unquote_plus(pair.partition("=")[0]) for pair in query.decode(errors="replace").split("&")]
     if unknown := [name for name in names if _plain_name(name, shape) not in shape.names]:
         raise _unknown(iter(unknown), len(unknown), shape)
-    raise errors.Invalid(query=f"It has {len(names):,} parameters; at most {MOST_PARAMETERS} are taken.")
+    raise errors.Invalid(query=f"The {{field}} has {len(names):,} parameters; at most {MOST_PARAMETERS} are taken.")
 
 
 def _validate(model: type[BaseModel], values: dict[str, Any]) -> BaseModel:

@@ -77,13 +77,15 @@ def caller_and_request() -> str:
     return f"user {g.caller.id} {request.method} {request.path}"
 
 
-def check_if_match(version: int) -> None:
+def check_if_match(version: int, record: errors.RecordId) -> None:
     """Raise `PreconditionFailed` when If-Match names another version (RFC 9110 section 13.1.1).
 
-    A weak tag counts, which the RFC would refuse: nginx makes our tag weak where it compresses the answer.
+    A weak tag counts, which the RFC would refuse: nginx makes our tag weak where it compresses the answer. The answer
+    shows the record.
     """
     if "If-Match" in request.headers and not request.if_match.contains_weak(str(version)):
-        raise errors.PreconditionFailed(f"The record has changed: it is at version {version} now. Read it again.")
+        text = f"The record has changed: it is at version {version} now. Read it again."
+        raise errors.PreconditionFailed(text, current=record)
 
 
 def contract(

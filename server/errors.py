@@ -1,109 +1,190 @@
-"""The errors of the API and their one JSON body: `{"msg": "a sentence for a person", "errors": {"field": ["…"]}}`."""
+"""The errors of the API and their one JSON body.
+
+It is `{"msg": "A sentence.", "code": "invalid", "errors": {"field": ["A sentence."]}}`.
+"""
 
 import logging
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, g, has_request_context, jsonify, request
+from flask import Flask, Response, current_app, g, has_request_context, jsonify, request
 from flask.json.provider import DefaultJSONProvider
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from werkzeug.exceptions import HTTPException
 
+from server import sentences
 from server.outage import outage
 
 log = logging.getLogger("hosi")
 
 Fields = Mapping[str, list[str]]
+RecordId = tuple[Any, int]  # the class of a record, and its id
 MOST_FAULTS = 20  # messages that an answer names
 LONGEST_NAME = 50  # characters of a field's name in an answer; a client may send any name
+LARGEST_ANSWER = 16 * 1024  # bytes of an error's body without `current`
+LONGEST_TEXT = 500  # characters of a text in `conflict`, where the body would be larger
+
+
+class Code(StrEnum):
+    """The kinds of error, for programs. docs/errors.md says when each comes."""
+
+    MALFORMED = "malformed"
+    SIGNED_OUT = "signed_out"
+    WRONG_CREDENTIALS = "wrong_credentials"
+    NOT_ALLOWED = "not_allowed"
+    INACTIVE = "inactive"
+    NOT_FOUND = "not_found"
+    WRONG_METHOD = "wrong_method"
+    CONFLICT = "conflict"
+    EMAIL_TAKEN = "email_taken"
+    SLOT_TAKEN = "slot_taken"
+    DOCTOR_INACTIVE = "doctor_inactive"
+    DECEASED = "deceased"
+    ARCHIVED = "archived"
+    HAS_APPOINTMENTS = "has_appointments"
+    LAST_ADMIN = "last_admin"
+    BUSY = "busy"
+    STALE = "stale"
+    TOO_LARGE = "too_large"
+    WRONG_TYPE = "wrong_type"
+    INVALID = "invalid"
+    TOO_MANY_REQUESTS = "too_many_requests"
+    LOCKED = "locked"
+    FAILED = "failed"
+    STORE_FAILED = "store_failed"
+    UNAVAILABLE = "unavailable"
 
 
 class APIError(Exception):
-    """An error with its HTTP status and JSON body. Each subclass names a status."""
+    """An error with its HTTP status and JSON body. Each subclass names a status and its usual code.
+
+    `conflict` and `current` name a record that the answer shows: the one in the way, or the one that has changed.
+    """
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+    code: Code = Code.FAILED
 
-    def __init__(self, msg: str, errors: Fields | None = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        msg: str,
+        errors: Fields | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        code: Code | None = None,
+        conflict: RecordId | None = None,
+        current: RecordId | None = None,
+    ) -> None:
         super().__init__(msg)
         self.msg = msg
         self.errors = errors
         self.headers = dict(headers or {})
+        self.code = code or self.code
+        self.conflict, self.current = conflict, current
 
 
 class BadRequest(APIError):
     status = HTTPStatus.BAD_REQUEST
+    code = Code.MALFORMED
 
 
 class Unauthorized(APIError):
     status = HTTPStatus.UNAUTHORIZED
+    code = Code.SIGNED_OUT
 
-    def __init__(self, msg: str) -> None:
-        super().__init__(msg, headers={"WWW-Authenticate": 'Bearer realm="Hosi Server"'})
+    def __init__(self, msg: str, code: Code | None = None) -> None:
+        super().__init__(msg, headers={"WWW-Authenticate": 'Bearer realm="Hosi Server"'}, code=code)
 
 
 class Forbidden(APIError):
     status = HTTPStatus.FORBIDDEN
+    code = Code.NOT_ALLOWED
 
 
 class NotFound(APIError):
     status = HTTPStatus.NOT_FOUND
+    code = Code.NOT_FOUND
 
 
 class Conflict(APIError):
     status = HTTPStatus.CONFLICT
+    code = Code.CONFLICT
 
 
 class PreconditionFailed(APIError):
     status = HTTPStatus.PRECONDITION_FAILED
+    code = Code.STALE
 
 
 class TooLarge(APIError):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = Code.TOO_LARGE
 
 
 class UnsupportedMediaType(APIError):
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    code = Code.WRONG_TYPE
 
 
 class Invalid(APIError):
     """A request that is well-formed but not valid: `Invalid(patient_id="There is no patient 7.")`.
 
-    The answer names the first `MOST_FAULTS` messages and counts the rest. `unnamed` faults are counted with these.
+    In a sentence, `{field}` becomes the field's label: "first name". The answer names the first `MOST_FAULTS` faults
+    and counts the rest. `unnamed` faults are counted with these.
     """
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
+    code = Code.INVALID
 
     def __init__(self, errors: Fields | None = None, unnamed: int = 0, **field: str) -> None:
-        faults = [(name[:LONGEST_NAME], text) for name, texts in (errors or {}).items() for text in texts]
+        faults = [(name, text) for name, texts in (errors or {}).items() for text in texts]
         faults += field.items()
         named: dict[str, list[str]] = {}
         for name, text in faults[:MOST_FAULTS]:
-            named.setdefault(name, []).append(text)
-        msg = " ".join(f"{name}: {texts[0].removesuffix('.')}." for name, texts in named.items())
+            named.setdefault(printable(name), []).append(sentences.about(name, text))
+        msg = " ".join(dict.fromkeys(text for texts in named.values() for text in texts))
         if more := len(faults[MOST_FAULTS:]) + unnamed:
             msg += f" And {more:,} more."
         super().__init__(msg, named)
 
 
+def printable(name: str) -> str:
+    """Return the beginning of a name that a client chose, for an answer. JSON takes six bytes for a control sign."""
+    return re.sub("[\0-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", name[:LONGEST_NAME])
+
+
+def not_known(name: str) -> str:
+    """Return the sentence that refuses a field by its name."""
+    return f'There is no field "{printable(name)}" here.'
+
+
 class TooManyRequests(APIError):
     status = HTTPStatus.TOO_MANY_REQUESTS
+    code = Code.TOO_MANY_REQUESTS
 
 
 class ImageStoreFailed(APIError):
     status = HTTPStatus.BAD_GATEWAY
+    code = Code.STORE_FAILED
 
 
 class Unavailable(APIError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = Code.UNAVAILABLE
 
     def __init__(self, msg: str) -> None:
         super().__init__(msg, headers={"Retry-After": "5"})
+
+
+def busy(msg: str) -> Conflict:
+    """Return the answer to a request that another one hinders at this moment."""
+    return Conflict(msg, headers={"Retry-After": "2"}, code=Code.BUSY)
 
 
 def no_room(error: OSError) -> Unavailable:
@@ -185,7 +266,7 @@ def is_worth_another_try(error: Exception) -> bool:
 def from_database(error: Exception) -> APIError | None:
     """Return what an error of the database means to the client; None if the error is a fault of ours."""
     if is_passing(error):
-        return Conflict("Others are changing this at this moment. Please try again.", headers={"Retry-After": "2"})
+        return busy("Others are changing this at this moment. Please try again.")
     if isinstance(error, IntegrityError):
         known = _broken.get(constraint_of(error))
         return known or Conflict("This contradicts what is stored: another record refers to it or has the same value.")
@@ -201,24 +282,54 @@ def from_database(error: Exception) -> APIError | None:
 
 
 def field_errors(found: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return pydantic's messages by field, without the values: a value may be a password."""
+    """Return pydantic's faults by field, in our own sentences, without the values: a value may be a password."""
     fields: dict[str, list[str]] = {}
     for one in found:
         # a number is a position in a list
         name = ".".join(part for part in one["loc"] if isinstance(part, str)) or "body"
-        text = "This field is not known here." if one["type"] == "extra_forbidden" else one["msg"]
-        fields.setdefault(name, []).append(text.removeprefix("Value error, "))
+        text = not_known(name) if one["type"] == "extra_forbidden" else sentences.of_fault(one)
+        fields.setdefault(name, []).append(text)
     return fields
 
 
+ShowRecord = Callable[[Any, int], dict[str, Any] | None]
+
+
+def show_records_by(app: Flask, show: ShowRecord) -> None:
+    """Show the record of an error's `conflict` or `current` by this function of its class and id."""
+    app.extensions["show_record"] = show
+
+
 def respond(error: APIError) -> Response:
-    body: dict[str, Any] = {"msg": error.msg}
+    """Return the answer of an error. Its transaction has ended: `conflict` and `current` are read now."""
+    body: dict[str, Any] = {"msg": error.msg, "code": error.code}
     if error.errors:
         body["errors"] = error.errors
+    show: ShowRecord = current_app.extensions.get("show_record", lambda *_: None)
+    if error.conflict and (record := show(*error.conflict)):
+        fits = len(jsonify({**body, "conflict": record}).data) <= LARGEST_ANSWER
+        body["conflict"] = record if fits else _shortened(record)
+    if error.current and (record := show(*error.current)):
+        body["current"] = record
     response = jsonify(body)
     response.status_code = error.status
     response.headers.update(error.headers)
     return response
+
+
+def _shortened(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with long texts cut."""
+    return {
+        name: f"{value[: LONGEST_TEXT - 1]}…" if isinstance(value, str) and len(value) > LONGEST_TEXT else value
+        for name, value in record.items()
+    }
+
+
+def _code_of(status: HTTPStatus) -> Code:
+    """Return the code of an error that Werkzeug raises."""
+    usual = {kind.status: kind.code for kind in APIError.__subclasses__()}
+    usual[HTTPStatus.METHOD_NOT_ALLOWED] = Code.WRONG_METHOD
+    return usual.get(status, Code.FAILED if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Code.MALFORMED)
 
 
 def _on_http(error: HTTPException) -> Any:
@@ -227,11 +338,12 @@ def _on_http(error: HTTPException) -> Any:
         return error.get_response()  # a redirect
     says = {
         404: "There is nothing at this address. GET / lists where to look.",
-        405: f"{request.method} is not possible here.",
+        405: f"The method {printable(request.method)} is not possible here.",
         413: "The request is larger than this server takes.",
     }
     status = HTTPStatus(error.code)
-    failure = APIError(says.get(error.code) or error.description or status.phrase)
+    text = says.get(error.code) or error.description or f"{status.phrase}."
+    failure = APIError(text, code=_code_of(status))
     failure.status = status
     failure.headers = {k: v for k, v in error.get_headers() if k not in ("Content-Type", "Content-Length")}
     return respond(failure)
@@ -241,7 +353,7 @@ def _on_exception(error: Exception) -> Response:
     if known := from_database(error):
         return respond(known)
     log.error("request %s failed", g.request_id, exc_info=error)
-    return respond(APIError(f"Something went wrong on our side. Request id: {g.request_id}"))
+    return respond(APIError(f"Something went wrong on our side. The id of the request is {g.request_id}."))
 
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -259,6 +371,7 @@ def request_id() -> str | None:
 
 def init_app(app: Flask) -> None:
     if isinstance(app.json, DefaultJSONProvider):
+        app.json.sort_keys = False  # the body of an error begins with its sentence
         app.json.ensure_ascii = False  # a name in UTF-8 takes a third of what it takes as \ud83d\ude00
     app.before_request(_name_request)
     app.register_error_handler(APIError, respond)

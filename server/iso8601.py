@@ -6,10 +6,28 @@ the minutes and the offset it ignores characters that it does not understand.
 """
 
 import re
-from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 LONGEST = len("1920-01-01T00:00:00.123456789-00:44:30")
 PATTERN = r"^\d{4}-?\d\d-?\d\d([T ][\d:.,]+(Z|[+-][\d:]+)?)?$"  # wider than the grammar, for the OpenAPI document
+
+
+class NotInCalendar(ValueError):
+    """The text is well-formed, but there is no such day or time. The message is a sentence that names it."""
 
 
 def _grammar(dash: str, colon: str) -> re.Pattern[str]:
@@ -46,14 +64,27 @@ def unit(text: str) -> timedelta:
 def read(text: str) -> date | datetime:
     """Return a date for a text without a time of day, else a datetime. Without an offset, the datetime is naive.
 
-    Decimals beyond microseconds are cut off. Raises ValueError for a text outside of the grammar or the calendar.
+    Decimals beyond microseconds are cut off. Raises ValueError for a text outside of the grammar, and `NotInCalendar`.
     """
     year, month, day, hour, minute, second, decimals, offset = _parts(text)
+    parsed = _day(int(year), int(month), int(day))
     if hour is None:
-        return date(int(year), int(month), int(day))
+        return parsed
     microsecond = (decimals or "").ljust(6, "0")[:6]
-    clock = int(hour), int(minute or 0), int(second or 0), int(microsecond)
-    return datetime(int(year), int(month), int(day), *clock, tzinfo=_zone(offset) if offset else None)
+    try:
+        clock = time(int(hour), int(minute or 0), int(second or 0), int(microsecond))
+    except ValueError:
+        raise NotInCalendar(f"There is no time {':'.join(filter(None, (hour, minute or '00', second)))}.") from None
+    return datetime.combine(parsed, clock, _zone(offset) if offset else None)
+
+
+def _day(year: int, month: int, day: int) -> date:
+    try:
+        return date(year, month, day)
+    except ValueError:
+        if not 1 <= month <= len(MONTHS):
+            raise NotInCalendar(f"There is no month {month}.") from None
+        raise NotInCalendar(f"There is no {day} {MONTHS[month - 1]} {year}.") from None
 
 
 def read_time(text: str) -> datetime:
@@ -70,6 +101,6 @@ def _zone(offset: str) -> tzinfo:
     digits = offset[1:].replace(":", "").ljust(6, "0")
     hours, minutes, seconds = int(digits[:2]), int(digits[2:4]), int(digits[4:])
     if hours > 23 or minutes > 59 or seconds > 59:
-        raise ValueError("no such offset")
+        raise NotInCalendar(f"There is no offset {offset}.")
     distance = timedelta(hours=hours, minutes=minutes, seconds=seconds)
     return timezone(-distance if offset[0] == "-" else distance)

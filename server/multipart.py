@@ -30,8 +30,8 @@ MOST_PARTS = 1_000  # of them most are empty file inputs
 PIECE = 64 * 1024  # bytes that are read at once
 IN_MEMORY = 500 * 1024  # bytes of a file; a larger one goes to a temporary file
 LONGEST_HEADERS = 2 * PIECE  # bytes of what precedes the content of a part
-LONGEST_FILENAME = 50  # characters of a file's name in an answer
 DISCARDING = 5  # seconds
+ONLY_ONCE = "Please give the {field} only once."
 _charset = MultiPartParser().get_part_charset
 
 
@@ -116,6 +116,11 @@ def read(names: Collection[str], text_limit: int) -> dict[str, str]:
     return form.texts
 
 
+def of_file(name: str | None) -> str:
+    """Return the beginning of a sentence about a file."""
+    return f"The file {errors.printable(name or 'without a name')}"
+
+
 def images() -> list[FileStorage]:
     """Return the files of this request's form. A form without a chosen file sends one that is empty and has no name."""
     images: list[FileStorage] = g.get("images", [])
@@ -158,14 +163,14 @@ class _Form:
             raise errors.BadRequest("Each part of the form needs a name.")
         fault = None
         if is_file:
-            fault = "No file is taken here." if name != "images" else None
+            fault = f'Please send files as "images", not as "{errors.printable(name)}".' if name != "images" else None
         elif name == "images":
             # a whole report that is sent back has such a text, and would lose its images without a word
-            fault = "Send files under this name, not text: with curl, images=@front.jpg."
+            fault = "Please send files as images, not text: with curl, images=@front.jpg."
         elif name in self.texts:
-            fault = "Give this only once."
+            fault = ONLY_ONCE
         elif name not in self._names:
-            fault = "This field is not known here."
+            fault = errors.not_known(name)
         if fault:
             raise errors.Invalid({name: [fault]})
 
@@ -187,7 +192,7 @@ class _Form:
         if len(self.images) == MOST_FILES and (part.filename or self._size):
             raise errors.Invalid(images=f"At most {MOST_FILES} images can be sent at once.")
         if self._size > FILE_LIMIT:
-            raise errors.TooLarge(f"{part.filename[:LONGEST_FILENAME]} is larger than {FILE_LIMIT >> 20} MB.")
+            raise errors.TooLarge(f"{of_file(part.filename)} is larger than {FILE_LIMIT >> 20} MB.")
 
     def end(self) -> None:
         """Add the part to the texts or to the images."""

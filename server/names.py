@@ -16,11 +16,11 @@ def check_name(name: str) -> str:
     Joiners and direction marks are allowed beside visible characters: Persian and Indic names have them.
     """
     if _CONTROLS.search(name):
-        raise ValueError("must have no control characters")
+        raise ValueError("The {field} cannot have control characters.")
     if _OVERRIDES.search(name):
-        raise ValueError("must have no characters that override the direction of the text")
+        raise ValueError("The {field} cannot have characters that override the direction of the text.")
     if not shows_something(name):
-        raise ValueError("must have a visible character")
+        raise ValueError("The {field} needs a visible character.")
     return name
 
 

@@ -7,7 +7,7 @@ an example (`Field(examples=[...])`). If any of these is missing, building stops
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ from flask import Flask
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from server.errors import Code
 from server.multipart import MOST_FILES
 from server.routes import JSON, Route, routes
 from server.web import LARGEST_ID
@@ -31,6 +32,7 @@ class About:
     version: str
     description: str
     tags: Mapping[str, str]  # tag: description, in the order of the interactive page
+    shown: Mapping[str, Sequence[str]]  # the answer models of an error's `conflict` and `current`
 
 
 # By status: the name of the component, the description, an example.
@@ -38,55 +40,71 @@ ERRORS: dict[int, tuple[str, str, JSON]] = {
     400: (
         "BadRequest",
         "The JSON or the multipart form is malformed.",
-        {"msg": "The body is not JSON: trailing comma at line 1 column 9."},
+        {"msg": "The body is not JSON: trailing comma at line 1 column 9.", "code": "malformed"},
     ),
     401: (
         "Unauthorized",
         "The token is missing, wrong, expired or revoked; or the credentials are wrong.",
-        {"msg": "This token has expired. Refresh it or sign in again."},
+        {"msg": "This token has expired. Refresh it or sign in again.", "code": "signed_out"},
     ),
-    403: ("Forbidden", "The caller is not allowed to do this.", {"msg": "Only an administrator can do this."}),
-    404: ("NotFound", "There is no such record, or it is archived.", {"msg": "There is no user 7."}),
+    403: (
+        "Forbidden",
+        "The caller is not allowed to do this.",
+        {"msg": "Only an administrator can do this.", "code": "not_allowed"},
+    ),
+    404: (
+        "NotFound",
+        "There is no such record, or it is archived.",
+        {"msg": "There is no user 7.", "code": "not_found"},
+    ),
     409: (
         "Conflict",
         "The request conflicts with what is stored. With `Retry-After` the conflict is temporary: try again.",
-        {"msg": "This email is taken.", "errors": {"email": ["Another account has this email."]}},
+        {
+            "msg": "This email is taken.",
+            "code": "email_taken",
+            "errors": {"email": ["Another account has this email."]},
+        },
     ),
     412: (
         "PreconditionFailed",
         "The record has changed since the version in `If-Match`.",
-        {"msg": "The record has changed: it is at version 5 now. Read it again."},
+        {"msg": "The record has changed: it is at version 5 now. Read it again.", "code": "stale"},
     ),
-    413: ("TooLarge", "The body or a file is too large.", {"msg": "scan.png is larger than 20 MB."}),
+    413: (
+        "TooLarge",
+        "The body or a file is too large.",
+        {"msg": "The file scan.png is larger than 20 MB.", "code": "too_large"},
+    ),
     415: (
         "UnsupportedMediaType",
         "The body is neither JSON nor, where files are taken, multipart.",
-        {"msg": "Send JSON, with the header Content-Type: application/json."},
+        {"msg": "Please send JSON, with the header Content-Type: application/json.", "code": "wrong_type"},
     ),
     422: (
         "Invalid",
         "The request is understood, but a value is not valid.",
-        {"msg": "user_id: There is no user 7.", "errors": {"user_id": ["There is no user 7."]}},
+        {"msg": "There is no user 7.", "code": "invalid", "errors": {"user_id": ["There is no user 7."]}},
     ),
     429: (
         "TooManyRequests",
         "This address sent too many requests or attempts to sign in.",
-        {"msg": "Too many attempts to sign in. Please wait 60 seconds."},
+        {"msg": "Too many attempts to sign in. Please wait 60 seconds.", "code": "locked"},
     ),
     500: (
         "InternalServerError",
         "The server failed. Nothing was changed.",
-        {"msg": "Something went wrong on our side. Request id: 9f8e7d6c5b4a3921"},
+        {"msg": "Something went wrong on our side. The id of the request is 9f8e7d6c5b4a3921.", "code": "failed"},
     ),
     502: (
         "ImageStoreFailed",
         "The image store failed. Nothing was saved.",
-        {"msg": "The image store failed. Nothing was saved; please try again."},
+        {"msg": "The image store failed. Nothing was saved; please try again.", "code": "store_failed"},
     ),
     503: (
         "Unavailable",
         "The database cannot be reached.",
-        {"msg": "The database cannot be reached, or did not answer in time. Please try again."},
+        {"msg": "The database cannot be reached, or did not answer in time. Please try again.", "code": "unavailable"},
     ),
 }
 
@@ -370,16 +388,17 @@ def _failure(code: int) -> JSON:
     return {
         "description": about,
         "headers": {name: _header(name) for name in names},
-        "content": {"application/json": {"schema": _ref("schemas", "Error"), "example": example}},
+        "content": {"application/json": {"schema": _ref("schemas", "Problem"), "example": example}},
     }
 
 
-ERROR_SCHEMA: JSON = {
+PROBLEM: JSON = {
     "type": "object",
     "description": "The body of every error.",
-    "required": ["msg"],
+    "required": ["msg", "code"],
     "properties": {
         "msg": {"type": "string", "description": "A sentence for a person."},
+        "code": {"type": "string", "description": "The kind of error, for programs.", "enum": [*map(str, Code)]},
         "errors": {
             "type": "object",
             "description": "The faults by field. Present only where a field is at fault.",
@@ -388,6 +407,21 @@ ERROR_SCHEMA: JSON = {
     },
     "examples": [ERRORS[422][2]],
 }
+
+
+def _problem(about: About, models: Models) -> JSON:
+    """Return the schema of an error's body, with the records that it may show."""
+    shown = {
+        name: {
+            "description": description,
+            "anyOf": [_ref("schemas", answer) for answer in about.shown[name] if answer in models.definitions],
+        }
+        for name, description in (
+            ("conflict", "The record in the way, with `slot_taken`."),
+            ("current", "The record as it is now, with `stale`."),
+        )
+    }
+    return {**PROBLEM, "properties": PROBLEM["properties"] | {n: field for n, field in shown.items() if field["anyOf"]}}
 
 
 def _bearer(about: str) -> JSON:
@@ -426,7 +460,7 @@ def build(app: Flask, about: About) -> JSON:
         "tags": [{"name": tag, "description": description} for tag, description in about.tags.items()],
         "paths": paths,
         "components": {
-            "schemas": _used({"Error": ERROR_SCHEMA, **models.definitions}, paths, failures),
+            "schemas": _used({"Problem": _problem(about, models), **models.definitions}, paths, failures),
             "responses": failures,
             "parameters": PARAMETERS,
             "headers": {name: {**header, "required": name in ALWAYS_SENT} for name, header in HEADERS.items()},

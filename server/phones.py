@@ -78,17 +78,17 @@ def _refusal(text: str) -> str:
     fewest, most = DIGITS
     number, _, _ = text.partition("x")
     if _OF_EXCEL.fullmatch(text):
-        return "looks like a number of Excel: format its column as text, and send the digits alone"
+        return "The {field} looks like a number of Excel: please format its column as text, and send the digits alone."
     if re.search("[,;،、]", text):
-        return "must be one phone number: give the other one elsewhere"
+        return "Please give one {field}, and the other one elsewhere."
     if re.match(r"[-./]", text):
-        return "must begin with a digit, + or ("
+        return "Please begin the {field} with a digit, a plus sign or a bracket."
     if 0 < len(digits_of(number)) < fewest:
-        return f"must have at least {fewest} digits"
+        return f"The {{field}} needs at least {fewest} digits."
     if len(digits_of(number)) > most and re.fullmatch(_OLD_PATTERN, text):
-        return f"must be one phone number of at most {most} digits"
+        return f"Please give one {{field}} of at most {most} digits."
     if len(text) > LENGTH or not re.fullmatch(PATTERN, text):
-        return "must be a phone number, such as +254 712 345 678"
+        return "Please write the {field} as +254 712 345 678."
     return ""
 
 

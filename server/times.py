@@ -90,7 +90,7 @@ def start_of(day: date) -> datetime:
 
 def _in_range(year: int) -> None:
     if not YEARS[0] <= year < YEARS[1]:
-        raise ValueError(f"the year must lie between {YEARS[0]} and {YEARS[1] - 1}")
+        raise ValueError(f"Please give a year from {YEARS[0]} to {YEARS[1] - 1} in the {{field}}.")
 
 
 def _read(value: object) -> tuple[date | datetime, str]:
@@ -104,8 +104,10 @@ def _read(value: object) -> tuple[date | datetime, str]:
 def _read_moment(value: object) -> tuple[date | datetime, str]:
     try:
         parsed, text = _read(value)
+    except iso8601.NotInCalendar:
+        raise
     except ValueError:
-        raise ValueError("must be an ISO 8601 time, such as 2027-03-01T10:00 or 2027-03-01T07:00:00Z") from None
+        raise ValueError("Please write the {field} as 2027-03-01T10:00 or 2027-03-01T07:00:00Z.") from None
     _in_range(parsed.year)
     if isinstance(parsed, datetime) and parsed.tzinfo:
         _in_range(parsed.astimezone(UTC).year)
@@ -124,7 +126,7 @@ def read_instant(value: object) -> WrittenTime:
         _in_range(shown.year)
         same = shown.replace(tzinfo=None, fold=0) == clock if isinstance(parsed, datetime) else shown.date() == parsed
         if not same:
-            raise ValueError(f"there is no such time in {zone}: the clocks are put forward over it")
+            raise ValueError(f"There is no such time in {zone}: the clocks are put forward over it.")
     return WrittenTime.of(instant, clock.replace(tzinfo=None), zone, iso8601.unit(text))
 
 
@@ -173,8 +175,10 @@ def read_day(value: object) -> date:
             if parsed.time() != time():
                 raise ValueError
             parsed = parsed.date()
+    except iso8601.NotInCalendar:
+        raise
     except ValueError:
-        raise ValueError("must be an ISO 8601 date, such as 1990-05-31") from None
+        raise ValueError("Please write the {field} as 1990-05-31.") from None
     _in_range(parsed.year)
     return parsed
 
@@ -187,3 +191,15 @@ def read_day_or_today(value: object) -> date:
 def shown(instant: datetime) -> str:
     """Return the time with the clinic's offset. Its first 16 characters are the wall clock."""
     return instant.astimezone(clinic_zone()).isoformat()
+
+
+def in_words(start: datetime, end: datetime) -> str:
+    """Return a span as people read it on the clinic's clocks: "1 March 2030, from 10:00 to 10:30"."""
+    start, end = start.astimezone(clinic_zone()), end.astimezone(clinic_zone())
+    if start.date() == end.date():
+        return f"{_day(start)}, from {start:%H:%M} to {end:%H:%M}"
+    return f"{_day(start)}, from {start:%H:%M} to {_day(end)}, {end:%H:%M}"
+
+
+def _day(instant: datetime) -> str:
+    return f"{instant.day} {iso8601.MONTHS[instant.month - 1]} {instant.year}"

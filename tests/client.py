@@ -1,5 +1,6 @@
 """Clients of the application under test: HTTP requests and `flask` commands."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ import described
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import EnvironBuilder, TestResponse, encode_multipart
+
+from server.errors import LARGEST_ANSWER, Code
 
 T = TypeVar("T")
 
@@ -32,6 +35,8 @@ class Client:
             kwargs |= form(kwargs["data"])
         response = self.http.open(path, method=method, headers=headers, buffered=True, **kwargs)
         described.check(self.app, response)
+        if response.status_code >= 400 and response.is_json and response.data:  # HEAD has no body
+            check_problem(response.json)
         return response
 
     def get(self, path: str, **kwargs: Any) -> TestResponse:
@@ -53,15 +58,29 @@ def form(fields: dict[str, Any]) -> dict[str, Any]:
     return {"data": body, "content_type": f"multipart/form-data; boundary={boundary}"}
 
 
+IN_ORDER = ("msg", "code", "errors", "conflict", "current")
+
+
+def check_problem(body: dict[str, Any]) -> None:
+    """The body of a failure has its parts in their order, a known code, and sentences for a person."""
+    assert list(body) == [part for part in IN_ORDER if part in body], body
+    assert body["code"] in list(Code), body
+    for text in [body["msg"], *(text for texts in body.get("errors", {}).values() for text in texts)]:
+        assert re.fullmatch(r"[A-Z].*\.", text), f"{text!r} is no sentence"
+    assert all(text in body["msg"] for texts in body.get("errors", {}).values() for text in texts) or (
+        body["code"] != Code.INVALID
+    ), body
+    current = body.pop("current", None)
+    assert len(json.dumps(body, ensure_ascii=False).encode()) <= LARGEST_ANSWER
+    body |= {"current": current} if current else {}
+
+
 def assert_refused(response: TestResponse, status: int, *fields: str) -> None:
     """The answer is a failure with this status, in the one error body, and blames exactly these fields."""
     assert response.status_code == status, response.text
     assert response.is_json
-    assert isinstance(response.json["msg"], str)
-    assert response.json["msg"]
+    check_problem(response.json)
     blamed = response.json.get("errors", {})
-    assert response.json.keys() == ({"msg", "errors"} if blamed else {"msg"})
-    assert all(isinstance(text, str) for texts in blamed.values() for text in texts)
     assert sorted(blamed) == sorted(fields), response.json
 
 

@@ -215,6 +215,6 @@ def test_a_tiff_whose_png_is_over_twenty_megabytes_is_refused(app: Flask, doctor
     patient, before = make_patient(doctor), snapshot(app)
     refused = doctor.post("/reports", data={"patient_id": patient["id"], "images": files(file.getvalue())})
     assert_refused(refused, 422, "images")
-    assert "as a PNG it is larger than 20 MB" in refused.json["msg"]
+    assert "as a PNG, is larger than 20 MB" in refused.json["msg"]
     assert snapshot(app)["reports"] == before["reports"]
     assert stored_files(app) == []

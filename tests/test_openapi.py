@@ -15,7 +15,7 @@ from sql import empty_tables
 from clinic import accounts
 from clinic.rights import ADMIN
 from models import AppointmentStatus, PatientStatus, Role, Sex
-from server import openapi
+from server import errors, openapi
 from server.endpoint import PUBLIC, Access
 
 
@@ -183,7 +183,7 @@ def test_every_required_field_and_every_field_of_an_answer_has_an_example(app: F
     lacking = {
         f"{name}.{field}"
         for name, model in document(app)["components"]["schemas"].items()
-        if "properties" in model and name != "Error" and not name.endswith("Form")
+        if "properties" in model and name != "Problem" and not name.endswith("Form")
         for field in model.get("required", ())
         if field not in model["examples"][0]
     }
@@ -283,4 +283,5 @@ def test_every_example_is_accepted_and_answers_look_like_theirs(app: Flask) -> N
 
 def test_every_example_of_an_error_has_its_shape(app: Flask) -> None:
     for code, (_, _, example) in openapi.ERRORS.items():
-        assert example.keys() <= {"msg", "errors"}, code
+        assert {"msg", "code"} <= example.keys() <= {"msg", "code", "errors"}, code
+        assert example["code"] in list(errors.Code), code

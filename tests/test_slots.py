@@ -43,7 +43,7 @@ def test_a_slot_that_is_taken_is_refused_and_the_appointment_in_the_way_is_named
     body = {"patient_id": make_patient(doctor)["id"], "appointment_datetime": "2030-03-01T10:29"}
     refused = doctor.post("/appointment", body)
     assert refused.status_code == 409
-    assert f"appointment {first['id']} from 2030-03-01T10:00+00:00 to 2030-03-01T10:30+00:00" in refused.json["msg"]
+    assert refused.json["msg"] == f"The doctor has appointment {first['id']} on 1 March 2030, from 10:00 to 10:30."
     assert refused.json["errors"].keys() == {"appointment_datetime"}
 
 
@@ -168,7 +168,7 @@ def test_an_administrator_may_overbook_and_the_history_says_who_and_why(admin: C
 
 def test_overbooking_takes_a_reason(admin: Client, doctor: Client) -> None:
     body = {"patient_id": make_patient(doctor)["id"], "appointment_datetime": "2030-03-01T10:00", "overbooked": True}
-    assert admin.post("/appointment", body).json["errors"] == {"reason": ["Say why this is overbooked."]}
+    assert admin.post("/appointment", body).json["errors"] == {"reason": ["Please say why this is overbooked."]}
 
 
 def test_a_doctor_may_not_overbook(doctor: Client) -> None:
@@ -290,7 +290,7 @@ def test_an_appointment_lasts_as_long_as_it_says_when_the_clocks_change(
     make_appointment(there, make_patient(there)["id"], "2030-03-31T01:30", duration_minutes=60)
     patient = make_patient(there)["id"]
     refused = there.post("/appointment", {"patient_id": patient, "appointment_datetime": "2030-03-31T03:29"})
-    assert "from 2030-03-31T01:30+01:00 to 2030-03-31T03:30+02:00" in refused.json["msg"]
+    assert "on 31 March 2030, from 01:30 to 03:30." in refused.json["msg"]
     assert book(there, patient, "2030-03-31T03:30") == 201
 
 
