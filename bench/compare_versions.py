@@ -322,8 +322,8 @@ def compare(old: list[Exchange], new: list[Exchange], sentences: dict[str, str])
 
 
 def is_sentence(line: str) -> bool:
-    """Whether a line of an error body is its `msg` or a sentence of its `errors`."""
-    return line.startswith(('"msg": "', '"')) and (line.startswith('"msg": ') or '": ' not in line)
+    """Whether a line of an error body is its `msg`, its `code` or a sentence of its `errors`."""
+    return line.startswith(('"msg": ', '"code": ')) or (line.startswith('"') and '": ' not in line)
 
 
 def take_over(old: Path, new: Path, url: str) -> list[str]:

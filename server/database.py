@@ -297,7 +297,7 @@ def check_schema() -> str:
             raise errors.Unavailable(errors.SAYS_READ_ONLY)
         revisions = MigrationContext.configure(connection).get_current_heads()
     if len(revisions) != 1 or not (revisions[0] == _known_revisions(directory)[0] or is_newer(revisions[0], directory)):
-        raise errors.Unavailable("The database is not up to date. Run: flask db upgrade")
+        raise errors.Unavailable("The database is not up to date: run flask db upgrade.")
     return revisions[0]
 
 

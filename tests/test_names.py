@@ -86,7 +86,7 @@ def test_a_name_with_something_visible_is_taken_as_it_is(app: Flask, doctor: Cli
 def test_create_admin_refuses_a_name_that_hides_something(app: Flask) -> None:
     names = ("--first-name", "\u200b", "--last-name", "Otieno")
     code, said = run_cli(app, "create-admin", "--email", "ada@clinic.test", "--password", PASSWORD, *names)
-    assert (code, "first_name: must have a visible character" in said) == (1, True)
+    assert (code, "The first name needs a visible character." in said) == (1, True)
 
 
 def test_a_name_of_an_earlier_version_is_read_and_may_be_sent_back(app: Flask, doctor: Client) -> None:

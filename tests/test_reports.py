@@ -153,5 +153,5 @@ def test_text_named_images_is_refused_and_not_ignored(doctor: Client) -> None:
         doctor.patch(f"/reports/{report['id']}", data={"diagnosis": "Malaria", "images": "front.jpg"}),
     ):
         assert_refused(response, 422, "images")
-        assert "Send files" in response.json["msg"]
+        assert "Please send files" in response.json["msg"]
     assert doctor.get(f"/reports/{report['id']}").json["version"] == report["version"] == 1

@@ -26,7 +26,7 @@ log = logging.getLogger("hosi")
 
 WRONG = (
     "AUDIT_KEY is not the key that the record history in this database was written with. Set AUDIT_KEY to that key. "
-    "How to change the key: flask audit rotate --help"
+    "flask audit rotate --help says how to change the key."
 )
 EARLIER = (
     "AUDIT_KEY is an earlier key of the record history. Set AUDIT_KEY to the newest key, "
