@@ -7,7 +7,7 @@ from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 
 from clinic.collections import APPOINTMENTS, PATIENTS, REPORTS, USERS, Collection
-from clinic.images import image_links
+from clinic.image_links import image_links
 from models import Appointment, Patient, Record, Report, User
 from server import errors
 from server.endpoint import log_access

@@ -316,9 +316,7 @@ def test_the_last_administrator_stays(clinic: Clinic) -> None:
 
 def test_a_refused_word_is_answered_with_the_list(clinic: Clinic) -> None:
     response = clinic.doctor.post("/patients", {**PATIENT, "sex": "f"})
-    assert response.json["errors"]["sex"] == [
-        "Please choose one of these for the sex: female, male, other, unknown."
-    ]
+    assert response.json["errors"]["sex"] == ["Please choose one of these for the sex: female, male, other, unknown."]
 
 
 @pytest.mark.parametrize(

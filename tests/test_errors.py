@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -64,7 +65,7 @@ PYDANTIC = sorted(set(templates()))
 
 def refuse_english_of_pydantic(response: TestResponse) -> None:
     """The client itself checks that each text is a sentence."""
-    for text in [response.json["msg"], *sum(response.json.get("errors", {}).values(), [])]:
+    for text in chain([response.json["msg"]], *response.json.get("errors", {}).values()):
         assert not [piece for piece in PYDANTIC if piece in text], text
         assert "Please check the" not in text, "a kind of fault has no sentence of its own"
 
@@ -130,7 +131,10 @@ def test_each_body_that_is_no_object_of_its_fields_is_refused_in_sentences_of_ou
         ({"admitted_at": "2026-01-01T25:00"}, "There is no time 25:00."),
         ({"nickname": "Ami"}, 'There is no field "nickname" here.'),
         ({"{field}": "Ami"}, 'There is no field "{field}" here.'),
-        ({"status": "well", "first_name": ""}, "Please give the first name. Please choose one of these for the status:"),
+        (
+            {"status": "well", "first_name": ""},
+            "Please give the first name. Please choose one of these for the status:",
+        ),
     ],
 )
 def test_a_form_is_told_in_plain_words(doctor: Client, fields: dict[str, Any], sentence: str) -> None:
@@ -334,8 +338,8 @@ def test_a_large_appointment_in_the_way_is_shortened(app: Flask, doctor: Client)
 def test_twenty_long_names_of_fields_fit_into_an_answer(doctor: Client, letter: str) -> None:
     names = [letter * 45 + f"{n:05}" for n in range(60)]
     for refused in (
-        doctor.post("/patients", {name: 1 for name in names}),
-        doctor.get(f"/patients?{urlencode({name: 1 for name in names})}"),
+        doctor.post("/patients", dict.fromkeys(names, 1)),
+        doctor.get(f"/patients?{urlencode(dict.fromkeys(names, 1))}"),
     ):
         assert refused.status_code == 422
         assert len(refused.data) <= LARGEST_ANSWER

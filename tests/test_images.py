@@ -85,7 +85,10 @@ def test_the_bomb_is_small(doctor: Client) -> None:
 
 def test_every_unfit_picture_is_named(doctor: Client) -> None:
     refused = doctor.post("/reports", **reported(make_patient(doctor)["id"], SVG, picture(), b""))
-    assert [text.partition(":")[0] for text in refused.json["errors"]["images"]] == ["The file scan1.png", "The file scan3.png"]
+    assert [text.partition(":")[0] for text in refused.json["errors"]["images"]] == [
+        "The file scan1.png",
+        "The file scan3.png",
+    ]
 
 
 def test_an_unfit_picture_is_refused_in_a_patch_and_the_report_stays(app: Flask, doctor: Client) -> None:

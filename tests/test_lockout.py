@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis
-from client import Client, at_once, minutes_locked
+from client import Client, assert_refused, at_once, minutes_locked
 from factories import PASSWORD, MakeApp, sign_up
 from flask import Flask
 from sql import snapshot, sql
