@@ -72,6 +72,8 @@ def of_fault(fault: Mapping[str, Any]) -> str:
         return str(values["error"])
     if kind not in ("missing", "literal_error") and kind in SENTENCES and fault["input"] in (None, ""):
         return _GIVE
+    if values.get("min_length") == 1:  # nothing but blanks
+        return _GIVE
     if kind == "literal_error":
         return one_of(re.findall("'([^']*)'", values["expected"]))
     return SENTENCES.get(kind, _ANY_OTHER).format(field="{field}", **values)
