@@ -625,6 +625,7 @@ class ImageOut(Out):
     format: str = Field(examples=["png"])
     bytes: int = Field(examples=[482113])
     thumbnail_url: str = Field(
+        json_schema_extra={"format": "uri"},
         validation_alias=AliasChoices("thumbnail_url", "image_url"),  # a record has none; the links are made afterwards
         description="The image with at most 320 pixels on its longer side; the image itself while there is none.",
         examples=[
