@@ -317,7 +317,8 @@ def _body(route: Route, model: type[BaseModel], models: Models) -> JSON:
     content: JSON = {}
     if route.contract.files:
         content["multipart/form-data"] = {"schema": _form(route, model, models)}
-    content["application/json"] = {"schema": schema, **example}
+    if not (route.contract.files and route.creates):  # generators that may choose take JSON, and send no file then
+        content["application/json"] = {"schema": schema, **example}
     return {"required": True, "content": content}
 
 
@@ -328,7 +329,7 @@ def _form(route: Route, model: type[BaseModel], models: Models) -> JSON:
         "type": "array",
         "items": {"type": "string", "format": "binary"},
         "maxItems": MOST_FILES,
-        "description": f"Images, each under this name: {', '.join(PICTURES)}.",
+        "description": f"Images, each under this name: {', '.join(PICTURES)}. Without an image the body may be JSON, too.",
     }
     texts = {name: _without_null(field) for name, field in fields["properties"].items() if "readOnly" not in field}
     form = {**fields, "title": f"{model.__name__}Form", "properties": {**texts, "images": images}}

@@ -113,6 +113,8 @@ def test_an_appointment_needs_a_patient(app: Flask) -> None:
 
 def test_images_are_files_whose_type_the_client_says(app: Flask) -> None:
     assert not [part for part in parts(document(app)) if "encoding" in part]
+    _, _, filing = operations(document(app))["create_report"]
+    assert list(filing["requestBody"]["content"]) == ["multipart/form-data"]  # else orval and hey-api send JSON
     for form in ("ReportInForm", "ReportPatchForm"):
         assert fields(app, form)["images"]["items"] == {"type": "string", "format": "binary"}
     assert {fields(app, "ImageOut")[name]["format"] for name in ("image_url", "thumbnail_url")} == {"uri"}
