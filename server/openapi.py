@@ -329,7 +329,7 @@ def _form(route: Route, model: type[BaseModel], models: Models) -> JSON:
         "type": "array",
         "items": {"type": "string", "format": "binary"},
         "maxItems": MOST_FILES,
-        "description": f"Images, each under this name: {', '.join(PICTURES)}. Without an image the body may be JSON, too.",
+        "description": f"Images, each under this name: {', '.join(PICTURES)}. A body without images may be JSON.",
     }
     texts = {name: _without_null(field) for name, field in fields["properties"].items() if "readOnly" not in field}
     form = {**fields, "title": f"{model.__name__}Form", "properties": {**texts, "images": images}}
