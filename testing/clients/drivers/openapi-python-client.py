@@ -40,7 +40,7 @@ assert isinstance(patient, PatientOut), patient
 record = PatientPatch.from_dict(patient.to_dict())
 assert isinstance(update_patient.sync(patient.id, client=client, body=record), PatientOut)
 images = [File(BytesIO(Path(path).read_bytes()), "a.png", "image/png") for path in os.environ["IMAGES"].split(":")]
-report = create_report.sync(client=client, body=ReportInForm(patient.id, images))
+report = create_report.sync(client=client, body=ReportInForm(patient.id, images=images))
 assert isinstance(report, ReportOut), report
 assert len(report.images) == 2
 booked = create_appointment.sync(client=client, body=AppointmentIn("2031-02-03T10:00", patient.id))
