@@ -134,7 +134,7 @@ def erase(before: datetime, dry_run: bool) -> None:
         (Patient, "patients, each with reports and appointments,"),
         (Report, "other reports, each with images,"),
         (Appointment, "other appointments"),
-        (Image, "replaced images"),
+        (Image, "images that were replaced or taken away"),
         (User, "users"),
     ):
         found = list(db.session.scalars(archive.erasable(kind, before)))

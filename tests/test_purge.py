@@ -73,7 +73,7 @@ def test_a_dry_run_says_what_would_be_erased_and_erases_nothing(app: Flask, admi
         "1 patients, each with reports and appointments, would be erased: 1",
         "1 other reports, each with images, would be erased: 2",
         "0 other appointments would be erased: none",
-        "0 replaced images would be erased: none",
+        "0 images that were replaced or taken away would be erased: none",
         "0 users would be erased: none",
     ]
     assert (count(app, "patients"), count(app, "reports"), len(stored_files(app))) == (2, 2, 2)
@@ -86,7 +86,7 @@ def test_a_dry_run_counts_a_replaced_image_with_its_report_alone(app: Flask, doc
     age_all(app)
     said = purge(app, "--older-than", "90d", "--dry-run")
     assert "1 other reports, each with images, would be erased: 1\n" in said
-    assert "0 replaced images would be erased: none\n" in said
+    assert "0 images that were replaced or taken away would be erased: none\n" in said
 
 
 @pytest.mark.parametrize("age", ["90", "d", "1y", "-1d", "99999w", "1.5d"])
