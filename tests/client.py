@@ -2,15 +2,18 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 from typing import Any, TypeVar
 
 import described
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.serving import make_server
 from werkzeug.test import EnvironBuilder, TestResponse, encode_multipart
 
 from server.errors import LARGEST_ANSWER, Code
@@ -163,3 +166,15 @@ def wait_until(happened: Callable[[], bool], seconds: float = 10) -> None:
 def minutes_locked(response: TestResponse) -> int:
     assert response.status_code == 429, response.json
     return round(int(response.headers["Retry-After"]) / 60)
+
+
+@contextmanager
+def listening(app: Flask) -> Iterator[str]:
+    """The address at which the application listens, for clients of another kind than `Client`."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client import Client, migrate
+from client import Client, listening, migrate
 from factories import USUAL, new_login, sign_up
 from flask import Flask
 from remembered import signed_in
 from sql import connections_in_use, dispose, empty_tables, sql
-from werkzeug.serving import make_server
 
 from app import create_app
 from server.limits import limiter
@@ -178,13 +176,8 @@ def app(migrated: Flask) -> Iterator[Flask]:
 @pytest.fixture
 def address(app: Flask) -> Iterator[str]:
     """Where the application listens, for clients of another kind than `Client`."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(app) as where:
+        yield where
 
 
 @pytest.fixture

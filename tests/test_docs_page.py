@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from client import Client
-from factories import PASSWORD, make_patient, picture, sign_up
+from client import Client, listening
+from factories import PASSWORD, MakeApp, make_patient, picture, sign_up
 from flask import Flask
 from playwright.sync_api import FilePayload, Page, expect, sync_playwright
 
@@ -128,6 +128,15 @@ def test_a_form_sends_what_was_filled_in_and_nothing_else(
     page.get_by_placeholder("diagnosis").last.fill("Typhoid")
     page.locator("#operations-Reports-update_report").get_by_role("button", name="Execute").click()
     expect(page.locator("#operations-Reports-update_report .live-responses-table")).to_contain_text("Typhoid")
+
+
+@on_one_engine
+def test_the_page_asks_the_server_that_it_came_from(app: Flask, make_app: MakeApp, admin: Client, page: Page) -> None:
+    make_patient(admin)
+    public = make_app(PUBLIC_URL="https://api.clinic.example", JWT_SECRET_KEY=app.config["JWT_SECRET_KEY"])
+    with listening(public) as address:
+        log_in(page, address, "ada@clinic.test")
+        expect(send(page, "Patients-list_patients")).to_contain_text("Wanjiru")
 
 
 @on_one_engine

@@ -30,10 +30,17 @@ const oneLogin = () => ({
   wrapComponents: { authorizeBtn: () => () => null, authorizeOperationBtn: () => () => null },
 });
 
+// The page asks the server that it came from, also where `servers` names another address, PUBLIC_URL.
+const ownServer = () => ({
+  statePlugins: {
+    spec: { wrapActions: { updateSpec: (update) => (text) => update(text && JSON.stringify({ ...JSON.parse(text), servers: [{ url: "/" }] })) } },
+  },
+});
+
 const ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#page",
-  plugins: [blankForms, oneLogin],
+  plugins: [blankForms, oneLogin, ownServer],
   deepLinking: true,
   displayRequestDuration: true,
   tryItOutEnabled: true,
