@@ -3,7 +3,6 @@
 import random
 import re
 import sys
-import zoneinfo
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial, wraps
@@ -30,6 +29,7 @@ from clinic import (
 )
 from clinic.history import keys, rotation, verification
 from clinic.stores import StoreError
+from config import is_known_zone
 from models import Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
 from server import database, errors
@@ -276,7 +276,7 @@ def check() -> None:
 
 
 def _known_zone(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
-    if name not in zoneinfo.available_timezones():
+    if not is_known_zone(name):
         raise click.BadParameter("no such IANA time zone; examples are UTC and Africa/Nairobi")
     return name
 
@@ -294,16 +294,23 @@ def set_timezone(zone: str, keep_wall_clock: bool, dry_run: bool) -> None:
     Stop the servers first: until they are restarted with TIMEZONE=ZONE, they refuse writes with 503.
     """
     try:
-        total = timezone_change.records() if keep_wall_clock else 0
+        database.check_schema()
+        total = timezone_change.count_records() if keep_wall_clock else 0
         with click.progressbar(length=total, hidden=not total, label="moving times", file=sys.stderr) as bar:
-            moved = timezone_change.change_timezone(zone, keep_wall_clock, dry_run, bar.update)
-    except (timezone_change.NotChanged, keys.WrongAuditKey) as error:
+            moves = timezone_change.change_timezone(zone, keep_wall_clock, dry_run, bar.update)
+    except (timezone_change.NotChanged, errors.Unavailable) as error:
         raise click.ClickException(f"{error} Nothing was changed.") from None
-    for column, count in moved.items():
-        click.echo(f"{column}: {count} times {'would move' if dry_run else 'moved'}.")
-    if keep_wall_clock:
+    for column, count in moves.counts.items():
+        click.echo(f"{column}: {'would move' if dry_run else 'moved'}: {count}")
+    if moves.gaps:
+        few = ", ".join(moves.gaps[:20]) + ", …" * (len(moves.gaps) > 20)
+        click.echo(f"{zone} has not every time, as its clocks are put forward; the end of the gap stands for it: {few}")
+    if moves.counts:
         click.echo(timezone_change.WARNING)
-    click.echo(f"{'Nothing was changed. Without --dry-run the' if dry_run else 'The'} zone is {zone}.")
+    if dry_run:
+        click.echo(f"Nothing was changed. Without --dry-run the zone would be {zone}.")
+    else:
+        click.echo(f"The zone is {zone}. Set TIMEZONE={zone}, and restart the servers.")
 
 
 @click.command("seed")

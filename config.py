@@ -161,10 +161,8 @@ class Settings(BaseModel):
     @field_validator("TIMEZONE")
     @classmethod
     def _is_known_timezone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name or "UTC")
-        except (KeyError, ValueError, OSError):
-            raise ValueError("no such IANA time zone; examples are UTC and Africa/Nairobi") from None
+        if name and not is_known_zone(name):
+            raise ValueError("no such IANA time zone; examples are UTC and Africa/Nairobi")
         return name
 
     @field_validator("PHONE_REGION")
@@ -218,6 +216,14 @@ class Settings(BaseModel):
     def production(self) -> bool:
         """Whether the server is in use, and not in development or under test."""
         return self.FLASK_ENV == "production"
+
+
+def is_known_zone(name: str) -> bool:
+    """Return whether this is an IANA time zone. `localtime` is another zone on each machine, and `Factory` is none."""
+    try:
+        return name not in ("localtime", "Factory") and bool(ZoneInfo(name))
+    except (KeyError, ValueError, OSError):
+        return False
 
 
 def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

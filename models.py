@@ -367,6 +367,8 @@ class Patient(Record):
         before = {name: getattr(self, name) for name in PATIENT_DATES}
         old_status, is_discharged = self.status, self.discharged_at is not None
         super().change(changes)
+        if isinstance(self.discharged_at, WrittenTime) and self.admitted_at and self.discharged_at < self.admitted_at:
+            self.discharged_at = self.discharged_at.last()
         if all(changes.get(name) is None for name in ("admitted_at", "discharged_at")):
             if self.id is None and self.status == PatientStatus.ADMITTED:
                 self.admitted_at = now()

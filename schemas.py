@@ -171,9 +171,21 @@ OwnId = Annotated[Id | None, Field(description="The doctor. By default the calle
 Count = Annotated[int, BeforeValidator(_whole_number)]
 Ids = Annotated[list[Id], Field(max_length=100)]
 ME = 0  # in a query, for the caller's id
+
+
+def _read_person(value: object, read: Callable[[object], int]) -> int:
+    """Read an id, or the word `me`."""
+    if isinstance(value, str) and value.strip().lower() == "me":
+        return ME
+    try:
+        return read(value)
+    except ValueError:
+        raise ValueError("Please give a number for the {field}, or the word me.") from None
+
+
 IdOrMe = Annotated[
     Id,
-    WrapValidator(lambda value, read: ME if value == "me" else read(value)),
+    WrapValidator(_read_person),
     WithJsonSchema(
         {"anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST_ID}, {"type": "string", "enum": ["me"]}]}
     ),
@@ -524,7 +536,8 @@ class PatientQuery(SearchQuery):
     status: list[PatientStatusField] = []
     # without `format: date`: Swagger UI has no field for a list of dates, and says so in the console
     date_of_birth: Annotated[
-        list[Annotated[Day, WithJsonSchema({"type": "string"})]], Field(max_length=MOST_BIRTH_DATES)
+        list[Annotated[Day, BeforeValidator(times.with_plus), WithJsonSchema({"type": "string"})]],
+        Field(max_length=MOST_BIRTH_DATES),
     ] = Field([], description="Birth dates such as `1990-05-31`.")
     admitted_from: SpanStart | None = None
     admitted_to: Annotated[LastInstant, _after_start("admitted_from")] | None = None

@@ -91,7 +91,9 @@ class Collection(Generic[Answer]):
         records = list(map(self._row_converter(finish), rows[: query.limit]))
         if len(rows) > query.limit:
             key = self._key(shape, rows[query.limit - 1])
-            headers["Link"] = next_link(make_cursor(key, self._scope(query)))
+            day = getattr(query, "on", None)  # `today` is another day tomorrow
+            fixed = {"on": str(day)} if day else {}
+            headers["Link"] = next_link(make_cursor(key, self._scope(query)), **fixed)
         page: StreamedList[Answer] = StreamedList(orjson.dumps(records), headers=headers, mimetype="application/json")
         page.records_shown = self._records_shown(records)
         return page

@@ -29,6 +29,8 @@ def unknown() -> WrongTimezone:
 
 
 def _differs(stored: str) -> WrongTimezone:
+    """Return the error, and let the next request check the settings again: from now on reads are refused, too."""
+    current_app.extensions["settings_fit"] = False
     zone = current_app.config["TIMEZONE"]
     return WrongTimezone(
         f"TIMEZONE is {zone}, but the times in this database were entered under {stored}. Set TIMEZONE={stored}, "
@@ -46,7 +48,7 @@ def check_timezone() -> bool:
     try:
         with reader() as connection:
             stored = connection.scalar(select(Clinic.timezone))
-            if stored is None and _has_times(connection):
+            if stored is None and has_times(connection):
                 raise unknown()
     except (DBAPIError, PoolTimeout):
         return False
@@ -55,7 +57,8 @@ def check_timezone() -> bool:
     return stored is not None
 
 
-def _has_times(connection: Connection) -> bool:
+def has_times(connection: Connection) -> bool:
+    """Return whether the database has records with entered times."""
     return any(connection.scalar(select(exists().select_from(kind.__table__))) for kind in ENTERED)
 
 

@@ -1,91 +1,159 @@
 """Changes the time zone of the clinic: `flask timezone`."""
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import cast
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from flask import current_app
 from sqlalchemy import Connection, Table, bindparam, func, select, text, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.attributes import set_committed_value
 
-import models
 from clinic.history import chain
-from clinic.timezone import ENTERED, unknown
-from models import Appointment, Clinic, Record
-from server import errors
+from clinic.timezone import ENTERED, has_times, unknown
+from models import HOLDING, Appointment, Clinic, Patient, Record
 from server.database import db, in_transaction, reader, upsert
+from server.times import instant_of
 
 WARNING = (
-    "Moved, too: times that came with an offset, and those that the server set itself, such as an admission without a "
-    "date. The database does not say which these are. Look at them in the history: GET /audit."
+    "Times that came with an offset moved, too: the database does not say which these are. Look at them in the "
+    "history: GET /audit."
 )
 BATCH = 500  # records in memory together
-ASIDE = timedelta(days=146_097)  # 400 years: no appointment lies there, and the calendar repeats
+FOUR_CENTURIES = timedelta(days=146_097)  # appointments put aside lie so much earlier, where no appointment lies
+
+_appointments = cast(Table, Appointment.__table__)
+_back = update(_appointments).where(_appointments.c.id == bindparam("of")).values(appointment_datetime=bindparam("at"))
 
 
 class NotChanged(Exception):
     """The zone was not changed; the message says why."""
 
 
-def change_timezone(zone: str, keep_wall_clock: bool, dry_run: bool, advance: Callable[[int], None]) -> dict[str, int]:
+@dataclass(slots=True)
+class Moves:
+    """What a change of the zone moved."""
+
+    counts: dict[str, int] = field(default_factory=dict)  # of times, by "table.column"
+    gaps: list[str] = field(default_factory=list)  # the records with a time that the new zone does not have
+
+
+def count_records() -> int:
+    """Return the number of records that may have entered times."""
+    with reader() as connection:
+        return sum(connection.scalar(select(func.count()).select_from(kind.__table__)) or 0 for kind in ENTERED)
+
+
+def change_timezone(zone: str, keep_wall_clock: bool, dry_run: bool, advance: Callable[[int], None]) -> Moves:
     """Store the zone. With `keep_wall_clock`, move every entered time so that it shows what it showed before.
 
-    Returns the number of moved times for each column. Everything is one transaction; with `dry_run` it is rolled back.
-    `advance` gets the number of records done. Raises `NotChanged`.
+    Everything is one transaction; with `dry_run` it is rolled back. `advance` gets the number of records done.
+    Raises `NotChanged`, or `WrongAuditKey`.
     """
 
-    def change() -> dict[str, int]:
+    def change() -> Moves:
         connection = db.session.connection(execution_options={"unhurried": True})
         if connection.dialect.name == "postgresql":
             connection.execute(text("LOCK TABLE patients, appointments IN SHARE ROW EXCLUSIVE MODE"))
         old = connection.scalar(select(Clinic.timezone))
-        if keep_wall_clock and old is None:
+        keeps = keep_wall_clock and has_times(connection)
+        if keeps and old is None:
             raise NotChanged(unknown().msg)
         _store(connection, old, zone)
-        moved = _keep_wall_clocks(ZoneInfo(str(old)), ZoneInfo(zone), advance) if keep_wall_clock else {}
+        moves = _keep_wall_clocks(_zone(str(old)), advance) if keeps else Moves()
         if dry_run:
             db.session.rollback()
-        return moved
+        return moves
 
+    setting = current_app.config["TIMEZONE"]
+    current_app.config["TIMEZONE"] = zone  # the history is written, and times are read, under the new zone
     try:
         return in_transaction(change)
-    except errors.Conflict as error:
-        raise NotChanged(f"Two appointments would overlap. {error.msg} Move or cancel one of them first.") from None
+    finally:
+        current_app.config["TIMEZONE"] = setting
 
 
-def records() -> int:
-    """Return the number of records that have entered times."""
-    with reader() as connection:
-        return sum(connection.scalar(select(func.count()).select_from(kind.__table__)) or 0 for kind in ENTERED)
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except ZoneInfoNotFoundError:
+        raise NotChanged(f"Times were entered under {name}, a zone that this machine does not know.") from None
 
 
 def _store(connection: Connection, old: str | None, zone: str) -> None:
     insert = upsert(Clinic).values(id=1, timezone=zone)
     connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={"timezone": zone}))
-    current_app.config["TIMEZONE"] = zone  # of this command, which writes the history under the new zone
     if old != zone:
         chain.write(connection, [chain.Event(*chain.CLINIC, "change", None, {"timezone": [old, zone]})])
 
 
-def _keep_wall_clocks(old: ZoneInfo, new: ZoneInfo, advance: Callable[[int], None]) -> dict[str, int]:
+def _keep_wall_clocks(old: ZoneInfo, advance: Callable[[int], None]) -> Moves:
     """Move the entered times of all records from the old zone to the new, archived records too. Commits nothing.
 
     The appointments are first put aside: on its way from slot to slot one would meet another.
     """
-    counts: dict[str, int] = {}
+    moves = Moves()
+    _refuse_overlaps(old)
     _put_appointments_aside()
     for kind, names in ENTERED.items():
         for records in _batches(kind):
             for record in records:
                 for name in names:
-                    counts.setdefault(f"{kind.__tablename__}.{name}", 0)
-                    counts[f"{kind.__tablename__}.{name}"] += _move(record, name, old, new)
-            _flush(records)
+                    _move(record, name, old, moves)
+                _refuse_backward_stay(record)
+            _put_back_unmoved(records)
+            db.session.flush()
             advance(len(records))
             db.session.expunge_all()
-    return counts
+    return moves
+
+
+def _moved(instant: datetime, old: ZoneInfo) -> tuple[datetime, bool]:
+    """Return the instant at which the new zone shows what the old zone showed, and whether it shows that at all.
+
+    A time that the clocks of the new zone are put forward over becomes the end of that gap.
+    """
+    shown = instant.astimezone(old)
+    wall = shown.replace(tzinfo=None, fold=0)
+    moved = instant_of(wall, last=bool(shown.fold))
+    return moved, moved.astimezone(ZoneInfo(current_app.config["TIMEZONE"])).replace(tzinfo=None, fold=0) == wall
+
+
+def _refuse_overlaps(old: ZoneInfo) -> None:
+    """Raise `NotChanged` if two appointments would overlap, for their doctor or their patient."""
+    holding = (
+        select(Appointment.id, Appointment.user_id, Appointment.patient_id)
+        .add_columns(Appointment.appointment_datetime, Appointment.duration_minutes)
+        .where(Appointment.status.in_(HOLDING), Appointment.overbooked.is_(False), Appointment.deleted_at.is_(None))
+    )
+    slots = [
+        (_moved(row.appointment_datetime, old)[0], row.duration_minutes, row) for row in db.session.execute(holding)
+    ]
+    for side in ("user_id", "patient_id"):
+        slots.sort(key=lambda slot: (getattr(slot[2], side), slot[0]))
+        for (start, minutes, one), (following, _, other) in pairwise(slots):
+            if getattr(one, side) == getattr(other, side) and following < start + timedelta(minutes=minutes):
+                both = " and ".join(
+                    f"{row.id} ({row.appointment_datetime.astimezone(old):%Y-%m-%d %H:%M})" for row in (one, other)
+                )
+                raise NotChanged(
+                    f"Appointments {both} would overlap by the clocks of {current_app.config['TIMEZONE']}. "
+                    "Move or cancel one of them first."
+                )
+
+
+def _put_appointments_aside() -> None:
+    days = -FOUR_CENTURIES.days
+    aside = text(
+        f"strftime('%Y-%m-%d %H:%M:%f000', appointment_datetime, '{days} days')"
+        if db.engine.dialect.name == "sqlite"
+        else f"appointment_datetime + interval '{days * 24} hours'"
+    )
+    db.session.connection().execute(
+        update(_appointments).values(appointment_datetime=aside, updated_at=_appointments.c.updated_at)
+    )
 
 
 def _batches(kind: type[Record]) -> Iterator[list[Record]]:
@@ -95,56 +163,41 @@ def _batches(kind: type[Record]) -> Iterator[list[Record]]:
         yield records
 
 
-def _put_appointments_aside() -> None:
-    column = Appointment.appointment_datetime
-    days = -ASIDE.days
-    on_sqlite = db.engine.dialect.name == "sqlite"
-    aside = text(
-        f"strftime('%Y-%m-%d %H:%M:%f000', appointment_datetime, '{days} days')"
-        if on_sqlite
-        else f"appointment_datetime + interval '{days * 24} hours'"
-    )
-    unchanged = {"updated_at": Appointment.updated_at}
-    db.session.execute(update(Appointment).values({column.key: aside, **unchanged}), execution_options=_PAST_ORM)
-
-
-_PAST_ORM = {"synchronize_session": False}
-
-
-def _move(record: Record, name: str, old: ZoneInfo, new: ZoneInfo) -> bool:
-    """Give a time its instant in the new zone. Return whether that is another instant."""
+def _move(record: Record, name: str, old: ZoneInfo, moves: Moves) -> None:
+    """Give an entered time its instant in the new zone, and count it."""
+    column = f"{record.__tablename__}.{name}"
+    moves.counts.setdefault(column, 0)
     instant: datetime | None = getattr(record, name)
-    if instant is None:
-        return False
-    if isinstance(record, Appointment):
-        instant += ASIDE
+    if isinstance(record, Appointment) and instant:
+        instant += FOUR_CENTURIES
         set_committed_value(record, name, instant)
-    moved = instant.astimezone(old).replace(tzinfo=new).astimezone(UTC)
+    if instant is None or instant.microsecond % 1000:  # the server's own clock: clients write milliseconds at most
+        return
+    moved, is_shown = _moved(instant, old)
     if moved != instant:
         setattr(record, name, moved)
-    return moved != instant
+        moves.counts[column] += 1
+    if not is_shown:
+        moves.gaps.append(f"{record.noun()} {record.id}")
 
 
-_appointments = cast(Table, Appointment.__table__)
-_back = update(_appointments).where(_appointments.c.id == bindparam("of")).values(appointment_datetime=bindparam("at"))
+def _refuse_backward_stay(record: Record) -> None:
+    if not isinstance(record, Patient) or not record.admitted_at or not record.discharged_at:
+        return
+    if record.discharged_at < record.admitted_at:
+        first = "Restore the patient and correct" if record.deleted_at else "Correct"
+        raise NotChanged(
+            f"The discharge of patient {record.id} would come before the admission, as the clocks are changed "
+            f"between them. {first} these dates first."
+        )
 
 
-def _flush(records: list[Record]) -> None:
-    """Write the records of a batch, and put back the appointments that stay. Raises `Conflict` or `NotChanged`."""
-    stay = [
+def _put_back_unmoved(records: list[Record]) -> None:
+    """Put back the appointments that were put aside and keep their instant."""
+    unmoved = [
         {"of": record.id, "at": record.appointment_datetime}
         for record in records
         if isinstance(record, Appointment) and record not in db.session.dirty
     ]
-    first, last = records[0].id, records[-1].id
-    try:
-        if stay:
-            db.session.connection().execute(_back, stay)
-        models.save(records[0])
-    except IntegrityError as error:
-        if errors.constraint_of(error) != "ck_patients_discharged_after_admitted":
-            raise
-        raise NotChanged(
-            "The discharge of a patient would come before their admission, as the clocks were put back between them: "
-            f"one of patients {first} to {last}. Correct these dates first."
-        ) from None
+    if unmoved:
+        db.session.connection().execute(_back, unmoved)

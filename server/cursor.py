@@ -47,11 +47,13 @@ def _signature(values: bytes, scope: str) -> bytes:
     return hmac.digest(secret.encode(), f"cursor|{scope}|".encode() + values, "sha256")[:SIGNATURE_LENGTH]
 
 
-def next_link(cursor: str) -> str:
+def next_link(cursor: str, **fixed: str) -> str:
     """Return the Link header (RFC 8288) to the page that begins at the cursor: this request's address with the cursor.
 
+    `fixed` replaces parameters that mean something else at another time: `on=today`.
     The address begins with PUBLIC_URL. Without PUBLIC_URL it is relative, because clients choose the Host header.
     """
-    parameters = [(name, value) for name, value in request.args.items(multi=True) if name != "cursor"]
+    parameters = [(name, value) for name, value in request.args.items(multi=True) if name not in ("cursor", *fixed)]
+    parameters += fixed.items()
     address = f"{current_app.config['PUBLIC_URL']}{request.path}?{urlencode([*parameters, ('cursor', cursor)])}"
     return f'<{address}>; rel="next"'

@@ -57,10 +57,15 @@ class WrittenTime(datetime):
             return False
         return timedelta() <= instant.astimezone(self.zone).replace(tzinfo=None) - self.clock < self.unit
 
+    def last(self) -> datetime:
+        """Return the last instant that it may mean: a wall clock comes twice where the clocks are put back."""
+        return instant_of(self.clock, last=True) if isinstance(self.zone, ZoneInfo) else self
+
     def of_minutes(self) -> Self:
         """Return the time without its seconds."""
         clock = self.clock.replace(second=0, microsecond=0)
-        return self.of(self - (self.clock - clock), clock, self.zone, max(self.unit, MINUTE))
+        instant = (self - (self.clock - clock)).replace(second=0, microsecond=0)  # an offset may have seconds
+        return self.of(instant, clock, self.zone, max(self.unit, MINUTE))
 
 
 def instant_of(clock: datetime, last: bool = False) -> datetime:
@@ -131,13 +136,17 @@ def read_instant(value: object) -> WrittenTime:
 
 
 # A query string spells a blank as +, so an offset's + that is sent as it is arrives as a blank.
-_OFFSET_AFTER_BLANK = re.compile(r"(.{8,10}[T ]\S+) (\d\d(?::?\d\d)?)", re.ASCII)
+_OFFSET_AFTER_BLANK = re.compile(r"(.{8,10}[T ]\d\d:?\d\d\S*) (\d\d(?::?\d\d|:\d\d:\d\d)?)", re.ASCII)
+
+
+def with_plus(value: object) -> object:
+    """Return a time of a query string with the `+` of its offset, which may have become a blank."""
+    match = _OFFSET_AFTER_BLANK.fullmatch(value.strip(" ")) if isinstance(value, str) else None
+    return f"{match[1]}+{match[2]}" if match else value
 
 
 def _read_bound(value: object) -> date | datetime:
-    """Read a time or date of a query string. The `+` of its offset may have become a blank."""
-    match = _OFFSET_AFTER_BLANK.fullmatch(value.strip(" ")) if isinstance(value, str) else None
-    return _read_moment(f"{match[1]}+{match[2]}" if match else value)[0]
+    return _read_moment(with_plus(value))[0]
 
 
 def read_start(value: object) -> datetime:
@@ -184,8 +193,13 @@ def read_day(value: object) -> date:
 
 
 def read_day_or_today(value: object) -> date:
-    """Read a date as `read_day` does, or the word `today`."""
-    return today() if isinstance(value, str) and value.strip(" ").lower() == "today" else read_day(value)
+    """Read a date of a query string as `read_day` does, or the word `today`."""
+    if isinstance(value, str) and value.strip(" ").lower() == "today":
+        return today()
+    try:
+        return read_day(with_plus(value))
+    except ValueError as error:
+        raise ValueError(f"{error} The word today is read, too.") from None
 
 
 def shown(instant: datetime) -> str:
@@ -196,9 +210,15 @@ def shown(instant: datetime) -> str:
 def in_words(start: datetime, end: datetime) -> str:
     """Return a span as people read it on the clinic's clocks: "1 March 2030, from 10:00 to 10:30"."""
     start, end = start.astimezone(clinic_zone()), end.astimezone(clinic_zone())
+    if start.utcoffset() != end.utcoffset():  # the clocks are changed between them
+        return f"{_day(start)}, from {start:%H:%M} ({_offset(start)}) to {end:%H:%M} ({_offset(end)})"
     if start.date() == end.date():
         return f"{_day(start)}, from {start:%H:%M} to {end:%H:%M}"
     return f"{_day(start)}, from {start:%H:%M} to {_day(end)}, {end:%H:%M}"
+
+
+def _offset(instant: datetime) -> str:
+    return instant.isoformat(timespec="minutes")[16:]
 
 
 def _day(instant: datetime) -> str:

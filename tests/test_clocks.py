@@ -56,6 +56,20 @@ def test_a_naive_end_is_the_last_such_instant(doctor: Client, at_home: AtHome) -
         assert [one["id"] for one in there.get(f"/patients?{asked}").json] == expected, asked
 
 
+def test_a_discharge_by_a_clock_that_comes_twice_is_after_the_admission(doctor: Client, at_home: AtHome) -> None:
+    there = at_home(doctor, "America/New_York")
+    stay = {"admitted_at": "2025-11-02T01:30:00-05:00", "discharged_at": "2025-11-02T01:45"}
+    assert make_patient(there, status="healed", **stay)["discharged_at"] == "2025-11-02T01:45:00-05:00"
+
+
+def test_a_sentence_tells_the_offsets_where_the_clocks_are_put_back(doctor: Client, at_home: AtHome) -> None:
+    there = at_home(doctor, "America/New_York")
+    make_appointment(there, make_patient(there)["id"], "2027-11-07T01:30:00-04:00")
+    body = {"patient_id": make_patient(there)["id"], "appointment_datetime": "2027-11-07T01:40"}
+    refused = there.post("/appointment", body)
+    assert "on 7 November 2027, from 01:30 (-04:00) to 01:00 (-05:00)." in refused.json["msg"]
+
+
 # --- What forms send back ---
 
 
@@ -82,6 +96,8 @@ def test_the_seconds_of_an_appointment_are_cut_off(doctor: Client) -> None:
     booked = make_appointment(doctor, patient, "2031-03-03T14:07:33", duration_minutes=30)
     assert booked["appointment_datetime"] == "2031-03-03T14:07:00+00:00"
     assert make_appointment(doctor, patient, "2031-03-03T14:37:59.999Z")["id"] == 2
+    odd = make_appointment(doctor, patient, "2031-03-03T10:00:30+02:27:16")
+    assert odd["appointment_datetime"] == "2031-03-03T07:32:00+00:00"
 
 
 def test_a_landed_appointment_with_seconds_is_sent_back_whole(app: Flask, doctor: Client) -> None:
@@ -213,13 +229,14 @@ def test_every_minute_of_a_day_is_in_its_day_alone(doctor: Client, at_home: AtHo
     there, clinic, random_ = at_home(doctor, zone), ZoneInfo(zone), random.Random(zone)
     patient = make_patient(there)["id"]
     day = AROUND[zone][-1] + timedelta(days=365 * 4)
-    start = datetime.combine(day, time(), clinic).astimezone(UTC)
+    start, kept = datetime.combine(day, time(), clinic).astimezone(UTC), 0
     for _ in range(8):
         instant = start + timedelta(minutes=random_.randrange(-60, 25 * 60))
         booked = there.post(
             "/appointment",
             {"patient_id": patient, "appointment_datetime": instant.isoformat(), "duration_minutes": 5},
         )
+        kept += booked.status_code == 201
         if booked.status_code == 201:
             shown = booked.json["appointment_datetime"][:10]
             last = (
@@ -228,3 +245,4 @@ def test_every_minute_of_a_day_is_in_its_day_alone(doctor: Client, at_home: AtHo
             for asked in (str(day), shown, str(last)):
                 listed = [one["id"] for one in there.get(f"/appointment?on={asked}").json]
                 assert (booked.json["id"] in listed) == (asked in (shown, str(last))), (asked, instant)
+    assert kept > 3

@@ -290,7 +290,7 @@ def test_an_appointment_lasts_as_long_as_it_says_when_the_clocks_change(
     make_appointment(there, make_patient(there)["id"], "2030-03-31T01:30", duration_minutes=60)
     patient = make_patient(there)["id"]
     refused = there.post("/appointment", {"patient_id": patient, "appointment_datetime": "2030-03-31T03:29"})
-    assert "on 31 March 2030, from 01:30 to 03:30." in refused.json["msg"]
+    assert "on 31 March 2030, from 01:30 (+01:00) to 03:30 (+02:00)." in refused.json["msg"]
     assert book(there, patient, "2030-03-31T03:30") == 201
 
 

@@ -1,7 +1,7 @@
 """The spans of collections: what touches them, days of the clinic, and the day of a doctor."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
@@ -9,6 +9,8 @@ import pytest
 from client import Client, assert_refused
 from factories import make_appointment, make_patient, make_report
 from flask import Flask
+
+from server import times
 
 AtHome = Callable[[Client, str], Client]
 
@@ -119,6 +121,10 @@ def test_the_plus_of_an_offset_may_be_sent_as_it_is(day: Client) -> None:
     for begin in ("2031-03-03T13:15:00+03:00", "2031-03-03 13:15+03", "2031-03-03T13:15+0300"):
         assert [one["id"] for one in day.get(f"/appointment?from={begin}&to=2031-03-03T13:20+03:00").json] == [1], begin
     assert day.get("/patients?admitted_from=2026-01-01T00:00+03:00").status_code == 200
+    assert day.get("/patients?admitted_from=1920-01-01T00:00:00+02:27:16").status_code == 200
+    assert [one["id"] for one in day.get("/appointment?on=2031-03-03T00:00:00+03:00").json] == [1, 2]
+    assert day.get("/patients?date_of_birth=1990-05-31T00:00:00+03:00").status_code == 200
+    assert_refused(day.get("/appointment?from=2031-03-03+10+11"), 422, "from")
     assert day.get("/reports?from=2026-01-01T00:00+03:00").status_code == 200
 
 
@@ -148,6 +154,16 @@ def test_a_day_beside_a_span_is_refused(doctor: Client) -> None:
     assert_refused(doctor.get("/appointment?user_id=0"), 422, "user_id")
     assert_refused(doctor.get("/appointment?patient_id=me"), 422, "patient_id")
     assert_refused(doctor.get("/appointment?holding=perhaps"), 422, "holding")
+
+
+def test_the_pages_of_today_stay_pages_of_that_day(doctor: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = make_patient(doctor)["id"]
+    for hour in ("10:00", "11:00"):
+        make_appointment(doctor, patient, f"2031-03-03T{hour}")
+    monkeypatch.setattr(times, "today", lambda: date(2031, 3, 3))
+    onwards = doctor.get("/appointment?on=today&limit=1").headers["Link"].partition(">")[0].removeprefix("<")
+    monkeypatch.setattr(times, "today", lambda: date(2031, 3, 4))
+    assert [one["id"] for one in doctor.get(onwards).json] == [2]
 
 
 def test_a_page_of_me_does_not_lead_into_anothers(app: Flask, doctor: Client, other_doctor: Client) -> None:

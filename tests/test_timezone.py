@@ -119,7 +119,7 @@ def test_a_landed_database_without_records_takes_the_setting(bare_app: Flask) ->
 
 
 def test_a_zone_that_is_none_is_refused(clinic: Flask) -> None:
-    for zone in ("Mars/Olympus", "../../etc/passwd", "", "Nairobi"):
+    for zone in ("Mars/Olympus", "../../etc/passwd", "", "Nairobi", "localtime", "Factory"):
         code, said = run_cli(clinic, "timezone", zone)
         assert (code, "no such IANA time zone" in said) == (2, True), zone
     assert sql(clinic, ZONE) == [("UTC",)]
@@ -184,11 +184,10 @@ def test_with_it_every_clock_shows_what_it_showed(clinic: Flask, zone: str) -> N
     ada = a_busy_day(clinic)
     shown, before = clocks(ada), instants(clinic)
     dry = changed(clinic, zone, "--keep-wall-clock", "--dry-run")
-    clinic.config["TIMEZONE"] = "UTC"  # the command is a process of its own
     assert (instants(clinic), sql(clinic, ZONE)) == (before, [("UTC",)])
     said = changed(clinic, zone, "--keep-wall-clock")
-    counts = [int(number) for number in re.findall(r": (\d+) times", said)]
-    assert counts == [int(number) for number in re.findall(r": (\d+) times would", dry)]
+    counts = [int(number) for number in re.findall(r": moved: (\d+)", said)]
+    assert counts == [int(number) for number in re.findall(r": would move: (\d+)", dry)]
     assert counts == ([0, 0, 0] if zone == "Africa/Abidjan" else [12, 3, 3])
     assert "came with an offset" in said
     with moved_to(clinic, zone) as there:
@@ -204,31 +203,62 @@ def test_with_it_every_clock_shows_what_it_showed(clinic: Flask, zone: str) -> N
     assert instants(clinic) == before
 
 
-def test_where_two_would_overlap_nothing_is_changed(clinic: Flask) -> None:
+def test_where_two_would_overlap_both_are_named_and_nothing_is_changed(clinic: Flask) -> None:
     """In New York two o'clock is three o'clock on 9 March 2031."""
     ada = sign_in(clinic, "Ada")
-    for hour in ("02:00", "03:00"):
+    for hour in ("01:00", "02:00", "03:00", "07:00"):
         make_appointment(ada, make_patient(ada)["id"], f"2031-03-09T{hour}")
     before = snapshot(clinic)
     code, said = run_cli(clinic, "timezone", "America/New_York", "--keep-wall-clock")
-    clinic.config["TIMEZONE"] = "UTC"
     assert code == 1
-    assert "appointment" in said
+    assert "Appointments 2 (2031-03-09 02:00) and 3 (2031-03-09 03:00) would overlap" in said
     assert "Nothing was changed." in said
-    assert snapshot(clinic) == before
-    assert sql(clinic, ZONE) == [("UTC",)]
+    assert (snapshot(clinic), sql(clinic, ZONE)) == (before, [("UTC",)])
 
 
-def test_a_stay_that_would_end_before_it_begins_stops_the_change(bare_app: Flask) -> None:
+def test_a_time_that_the_new_zone_lacks_is_the_end_of_the_gap_and_is_named(clinic: Flask) -> None:
+    ada = sign_in(clinic, "Ada")
+    make_appointment(ada, make_patient(ada)["id"], "2031-03-30T02:30")
+    said = changed(clinic, "Europe/Berlin", "--keep-wall-clock")
+    assert "the end of the gap stands for it: appointment 1" in said
+    with moved_to(clinic, "Europe/Berlin") as there:
+        assert clocks(sign_in(there, "Ada"))[0] == "2031-03-30T03:00"
+
+
+def test_what_the_server_set_itself_stays(clinic: Flask) -> None:
+    make_patient(sign_in(clinic, "Ada"))  # admitted now
+    before = instants(clinic)
+    assert before[0][0] is not None
+    changed(clinic, "America/New_York", "--keep-wall-clock")
+    assert instants(clinic) == before
+
+
+def test_a_stay_that_would_end_before_it_begins_stops_the_change(clinic: Flask) -> None:
     """From the first 01:50 to the second 01:10: without the change of the clocks that would be backwards."""
-    migrate(bare_app, "upgrade")
-    bare_app.config["TIMEZONE"] = "America/New_York"
-    sign_up(bare_app, "Ada", "admin")
-    ada = sign_in(bare_app, "Ada")
-    make_patient(
-        ada, status="healed", admitted_at="2025-11-02T01:50:00-04:00", discharged_at="2025-11-02T01:10:00-05:00"
-    )
-    before = snapshot(bare_app)
-    code, said = run_cli(bare_app, "timezone", "UTC", "--keep-wall-clock")
-    assert (code, "Nothing was changed." in said, "discharge" in said) == (1, True, True)
-    assert snapshot(bare_app) == before
+    changed(clinic, "America/New_York")
+    with moved_to(clinic, "America/New_York") as there:
+        stay = {"admitted_at": "2025-11-02T01:50:00-04:00", "discharged_at": "2025-11-02T01:10:00-05:00"}
+        make_patient(sign_in(there, "Ada"), status="healed", **stay)
+        before = snapshot(there)
+        code, said = run_cli(there, "timezone", "UTC", "--keep-wall-clock")
+        assert (code, "The discharge of patient 1" in said, "Nothing was changed." in said) == (1, True, True)
+        assert snapshot(there) == before
+
+
+def test_a_server_that_runs_on_notices_at_its_next_write_or_readyz(clinic: Flask) -> None:
+    ada = sign_in(clinic, "Ada")
+    with moved_to(clinic, "UTC") as elsewhere:
+        changed(elsewhere, "Africa/Nairobi")
+    assert ada.get("/patients").status_code == 200
+    assert_refused(ada.get("/readyz"), 503)
+    assert_refused(ada.get("/patients"), 503)
+
+
+def test_a_database_without_its_schema_is_told_to_be_upgraded(bare_app: Flask) -> None:
+    code, said = run_cli(bare_app, "timezone", "UTC")
+    assert (code, "flask db upgrade" in said) == (1, True)
+
+
+def test_an_empty_database_keeps_no_clocks_and_takes_the_zone(own_app: Flask) -> None:
+    changed(own_app, "Africa/Nairobi", "--keep-wall-clock")
+    assert sql(own_app, ZONE) == [("Africa/Nairobi",)]
