@@ -121,6 +121,7 @@ def test_each_body_that_is_no_object_of_its_fields_is_refused_in_sentences_of_ou
     ("fields", "sentence"),
     [
         ({"first_name": ""}, "Please give the first name."),
+        ({"first_name": " "}, "Please give the first name."),
         ({"first_name": None}, "Please give the first name."),
         ({"first_name": 7}, "Please give a text for the first name."),
         ({"first_name": "x" * 101}, "The first name can have at most 100 characters."),
