@@ -10,7 +10,19 @@ from werkzeug.datastructures import FileStorage
 
 import cli
 import config
-from clinic import accounts, appointments, listeners, passwords, refusals, reports, rights, sessions, startup, stores
+from clinic import (
+    accounts,
+    appointments,
+    listeners,
+    passwords,
+    refusals,
+    reports,
+    rights,
+    sessions,
+    startup,
+    stores,
+    timezone,
+)
 from clinic import image_links as media
 from clinic.about import ABOUT, IMAGE_FILE, LINKS
 from clinic.archive import restored
@@ -469,7 +481,7 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     listeners.register()
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
-    system.init_app(app, ABOUT, LINKS, accounts.who_may_sign_up)
+    system.init_app(app, ABOUT, LINKS, accounts.who_may_sign_up, timezone.check_timezone)
     return app
 
 

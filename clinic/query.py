@@ -195,21 +195,27 @@ class Statements:
 
     def _filters(self, shape: QueryShape, but: str = "") -> Conditions:
         """Return the conditions of all filters and bounds, without the filter named `but`."""
-        conditions: Conditions = []
+        equalities = [or_(*self._equalities(shape, name, count)) for name, count in shape.filters if name != but]
+        return [*self._span_conditions(shape), *equalities] if shape.bounds else equalities
+
+    def _span_conditions(self, shape: QueryShape) -> Conditions:
+        """Return the conditions of the span's bounds.
+
+        Records with a duration are in the span if they touch it: their ends are compared. An index has only their
+        beginnings, so `earliest` bounds how far back it is read: no record is longer.
+        """
+        start, end = self.bounds
+        bound = {name: bindparam(name, type_=UTCDateTime) for name in (start, end, "earliest")}
+        column = self._column(shape, self.span)
         # The cursor is already within this bound. With the bound, SQLite would walk from it to the cursor.
         needless = self.bounds[shape.descending] if shape.after == "value" and shape.order[0] == self.span else ""
-        for name in shape.bounds:
-            column, bound = self._column(shape, self.span), bindparam(name, type_=UTCDateTime)
-            if name == self.bounds[0]:
-                if self.minutes:
-                    conditions.append(_End(self.columns[self.span], self.columns[self.minutes]) > bound)
-                    bound = bindparam("earliest", type_=UTCDateTime)  # no record is longer
-                bounded = column >= bound
-            else:
-                bounded = column < bound if self.minutes else column <= bound
-            if name != needless:
-                conditions.append(bounded)
-        conditions += [or_(*self._equalities(shape, name, count)) for name, count in shape.filters if name != but]
+        conditions: Conditions = []
+        if start in shape.bounds and self.minutes:
+            conditions.append(_End(self.columns[self.span], self.columns[self.minutes]) > bound[start])
+        if start in shape.bounds and start != needless:
+            conditions.append(column >= bound["earliest" if self.minutes else start])
+        if end in shape.bounds and end != needless:
+            conditions.append(column < bound[end] if self.minutes else column <= bound[end])
         return conditions
 
     def _split_filters(self, shape: QueryShape) -> list[Conditions]:

@@ -62,10 +62,10 @@ def has_times(connection: Connection) -> bool:
     return any(connection.scalar(select(exists().select_from(kind.__table__))) for kind in ENTERED)
 
 
-def require(connection: Connection, stored: str | None) -> None:
-    """Refuse a write under another zone. `stored` is `Clinic.timezone`, read by this transaction.
+def settle(connection: Connection, stored: str | None) -> None:
+    """Store `TIMEZONE` at the first write, and refuse each write under another zone. Raises `WrongTimezone`.
 
-    The first write stores `TIMEZONE`, unless another transaction was faster. Raises `WrongTimezone`.
+    `stored` is `Clinic.timezone`, read by this transaction. Of two first writes the faster one stores its zone.
     """
     zone = current_app.config["TIMEZONE"]
     if stored is None:

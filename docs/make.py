@@ -12,6 +12,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 
+# From here on the modules of both folders can be imported.
 import postman  # noqa: E402
 from postman import JSON, operations, resolve  # noqa: E402
 

@@ -70,7 +70,7 @@ def of_fault(fault: Mapping[str, Any]) -> str:
     kind, values = fault["type"], fault.get("ctx", {})
     if kind == "value_error":
         return str(values["error"])
-    if kind not in ("missing", "literal_error") and kind in SENTENCES and fault["input"] in (None, ""):
+    if kind in SENTENCES and not kind.startswith(("literal_error", "bool_")) and fault.get("input") in (None, ""):
         return _GIVE
     if values.get("min_length") == 1:  # nothing but blanks
         return _GIVE

@@ -110,15 +110,23 @@ def healthz() -> Health:
 @public
 @contract(tag="Server")
 def readyz() -> Readiness:
-    """Ask whether the database answers and its schema is current."""
-    return Readiness(status="ready", database=db.engine.dialect.name, schema_revision=database.check_schema())
+    """Ask whether the database answers, its schema is current, and `TIMEZONE` is the zone of its times."""
+    revision = database.check_schema()
+    current_app.extensions["check_ready"]()
+    return Readiness(status="ready", database=db.engine.dialect.name, schema_revision=revision)
 
 
-def init_app(app: Flask, about: openapi.About, links: Mapping[str, str], sign_up: Callable[[], SignUp]) -> None:
+def init_app(
+    app: Flask,
+    about: openapi.About,
+    links: Mapping[str, str],
+    sign_up: Callable[[], SignUp],
+    check_ready: Callable[[], object],
+) -> None:
     """Add these routes, and build the document of all routes. Register every other blueprint before.
 
-    `GET /` answers `links` together with links to these routes, and what `sign_up` returns.
-    Raises RuntimeError as `openapi.build` does.
+    `GET /` answers `links` together with links to these routes, and what `sign_up` returns. `GET /readyz` calls
+    `check_ready`, which raises an API error. Raises RuntimeError as `openapi.build` does.
     """
     app.register_blueprint(system)
     all_links = {
@@ -130,4 +138,5 @@ def init_app(app: Flask, about: openapi.About, links: Mapping[str, str], sign_up
     }
     app.extensions["welcome"] = {"name": about.title, "version": about.version, "links": all_links}
     app.extensions["sign_up"] = sign_up
+    app.extensions["check_ready"] = check_ready
     app.extensions["openapi"] = openapi.text(app, about)

@@ -93,7 +93,8 @@ def start_of(day: date) -> datetime:
     return instant_of(datetime.combine(day, time()))
 
 
-def _in_range(year: int) -> None:
+def _refuse_year(year: int) -> None:
+    """Raise ValueError for a year that is out of range."""
     if not YEARS[0] <= year < YEARS[1]:
         raise ValueError(f"Please give a year from {YEARS[0]} to {YEARS[1] - 1} in the {{field}}.")
 
@@ -113,10 +114,10 @@ def _read_moment(value: object) -> tuple[date | datetime, str]:
         raise
     except ValueError:
         raise ValueError("Please write the {field} as 2027-03-01T10:00 or 2027-03-01T07:00:00Z.") from None
-    _in_range(parsed.year)
+    _refuse_year(parsed.year)
     if isinstance(parsed, datetime) and parsed.tzinfo:
-        _in_range(parsed.astimezone(UTC).year)
-        _in_range(parsed.astimezone(clinic_zone()).year)  # the form in which it is answered, and may be sent back
+        _refuse_year(parsed.astimezone(UTC).year)
+        _refuse_year(parsed.astimezone(clinic_zone()).year)  # the form in which it is answered, and may be sent back
     return parsed, text
 
 
@@ -127,9 +128,9 @@ def read_instant(value: object) -> WrittenTime:
     zone = clock.tzinfo or clinic_zone()
     instant = clock.astimezone(UTC) if clock.tzinfo else instant_of(clock)
     if clock.tzinfo is None:
-        shown = instant.astimezone(zone)
-        _in_range(shown.year)
-        same = shown.replace(tzinfo=None, fold=0) == clock if isinstance(parsed, datetime) else shown.date() == parsed
+        local = instant.astimezone(zone)
+        _refuse_year(local.year)
+        same = local.replace(tzinfo=None, fold=0) == clock if isinstance(parsed, datetime) else local.date() == parsed
         if not same:
             raise ValueError(f"There is no such time in {zone}: the clocks are put forward over it.")
     return WrittenTime.of(instant, clock.replace(tzinfo=None), zone, iso8601.unit(text))
@@ -174,7 +175,7 @@ def read_day(value: object) -> date:
     try:
         parsed, _ = _read(value)
         if isinstance(parsed, datetime):
-            _in_range(parsed.year)
+            _refuse_year(parsed.year)
             if parsed.tzinfo and parsed.time() != time():
                 day = day_of(parsed)
                 midnight = datetime.combine(day, time(), clinic_zone())
@@ -188,7 +189,7 @@ def read_day(value: object) -> date:
         raise
     except ValueError:
         raise ValueError("Please write the {field} as 1990-05-31.") from None
-    _in_range(parsed.year)
+    _refuse_year(parsed.year)
     return parsed
 
 

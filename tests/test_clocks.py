@@ -26,7 +26,7 @@ def patched(client: Client, address: str, **changes: object) -> dict[str, object
 @pytest.mark.parametrize("offset", ["-04:00", "-05:00"])
 def test_a_wall_clock_that_comes_twice_is_sent_back_untouched(doctor: Client, at_home: AtHome, offset: str) -> None:
     there = at_home(doctor, "America/New_York")
-    booked = make_appointment(there, make_patient(there)["id"], f"2027-11-07T01:30:00{offset}")
+    booked = make_appointment(there, make_patient(there)["id"], f"2031-11-02T01:30:00{offset}")
     sent = {**booked, "appointment_datetime": booked["appointment_datetime"][:16], "reason": "Check-up"}
     kept = patched(there, f"/appointment/{booked['id']}", **sent)
     assert kept["appointment_datetime"] == booked["appointment_datetime"]
@@ -35,9 +35,9 @@ def test_a_wall_clock_that_comes_twice_is_sent_back_untouched(doctor: Client, at
 
 def test_with_an_offset_the_other_of_the_two_is_meant(doctor: Client, at_home: AtHome) -> None:
     there = at_home(doctor, "America/New_York")
-    booked = make_appointment(there, make_patient(there)["id"], "2027-11-07T01:30:00-05:00")
-    moved = patched(there, f"/appointment/{booked['id']}", appointment_datetime="2027-11-07T01:30:00-04:00")
-    assert moved["appointment_datetime"] == "2027-11-07T01:30:00-04:00"
+    booked = make_appointment(there, make_patient(there)["id"], "2031-11-02T01:30:00-05:00")
+    moved = patched(there, f"/appointment/{booked['id']}", appointment_datetime="2031-11-02T01:30:00-04:00")
+    assert moved["appointment_datetime"] == "2031-11-02T01:30:00-04:00"
 
 
 def test_a_naive_end_is_the_last_such_instant(doctor: Client, at_home: AtHome) -> None:
@@ -64,10 +64,10 @@ def test_a_discharge_by_a_clock_that_comes_twice_is_after_the_admission(doctor: 
 
 def test_a_sentence_tells_the_offsets_where_the_clocks_are_put_back(doctor: Client, at_home: AtHome) -> None:
     there = at_home(doctor, "America/New_York")
-    make_appointment(there, make_patient(there)["id"], "2027-11-07T01:30:00-04:00")
-    body = {"patient_id": make_patient(there)["id"], "appointment_datetime": "2027-11-07T01:40"}
+    make_appointment(there, make_patient(there)["id"], "2031-11-02T01:30:00-04:00")
+    body = {"patient_id": make_patient(there)["id"], "appointment_datetime": "2031-11-02T01:40"}
     refused = there.post("/appointment", body)
-    assert "on 7 November 2027, from 01:30 (-04:00) to 01:00 (-05:00)." in refused.json["msg"]
+    assert "on 2 November 2031, from 01:30 (-04:00) to 01:00 (-05:00)." in refused.json["msg"]
 
 
 # --- What forms send back ---
@@ -166,7 +166,7 @@ def test_a_bound_that_the_clocks_jump_over_is_the_end_of_the_gap(doctor: Client,
 # --- Any zone, any day, any clock ---
 
 AROUND = {
-    "America/New_York": (date(2026, 3, 8), date(2026, 11, 1), date(2027, 11, 7)),
+    "America/New_York": (date(2026, 3, 8), date(2026, 11, 1)),
     "Australia/Lord_Howe": (date(2026, 4, 5), date(2026, 10, 4)),  # half an hour
     "Africa/Cairo": (date(2026, 4, 24), date(2026, 10, 29)),  # no midnight
     "Africa/Casablanca": (date(2026, 2, 15), date(2026, 3, 22)),

@@ -15,7 +15,7 @@ from factories import USUAL, MakeApp, make_patient, sign_in, sign_up
 from flask import Flask
 from flask_jwt_extended import create_access_token
 from psycopg2.extensions import parse_dsn
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from app import create_app
 from server import outage
@@ -236,6 +236,21 @@ def test_an_outage_has_one_traceback_in_the_log_and_a_line_for_each_other_failur
     with away(ada.app, empty_database, postgresql):
         assert_refused(ada.get("/patients"), 503)
         assert failures(caplog) == [True]
+
+
+def test_in_an_outage_no_request_waits_for_the_database_twice(
+    ada: Client, empty_database: str, postgresql: str
+) -> None:
+    """Neither `/readyz` nor the requests after it look for the zone in a database that is away."""
+    tries: list[object] = []
+    event.listen(engine_of(ada.app), "do_connect", lambda *_: tries.append(_) and None)
+    assert ada.get("/readyz").status_code == 200
+    with away(ada.app, empty_database, postgresql):
+        for path in ("/readyz", "/patients", "/readyz"):
+            tries.clear()
+            assert_refused(ada.get(path), 503)
+            assert len(tries) == 1, path
+    assert ada.get("/patients").status_code == 200
 
 
 @pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)

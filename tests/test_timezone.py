@@ -13,6 +13,8 @@ from flask import Flask
 from sql import dispose, snapshot, sql
 
 from app import create_app
+from clinic.timezone import ENTERED
+from server.database import UTCDateTime, db
 
 ZONE = "SELECT timezone FROM clinic"
 WHOLE = (0, "The history is whole.\n")
@@ -123,6 +125,17 @@ def test_a_zone_that_is_none_is_refused(clinic: Flask) -> None:
         code, said = run_cli(clinic, "timezone", zone)
         assert (code, "no such IANA time zone" in said) == (2, True), zone
     assert sql(clinic, ZONE) == [("UTC",)]
+
+
+def test_every_time_is_entered_by_staff_or_the_servers_own() -> None:
+    """A new column of times must be named here, so that nobody forgets whether a change of the zone moves it."""
+    entered = {f"{kind.__tablename__}.{name}" for kind, names in ENTERED.items() for name in names}
+    servers = {"created_at", "updated_at", "deleted_at", "started_at", "claimed_at", "last_used_at", "expires_at"}
+    servers |= {"ended_at", "last_try_at", "locked_until", "at"}
+    columns = [column for table in db.metadata.tables.values() for column in table.c]
+    times = {f"{column.table.name}.{column.name}" for column in columns if isinstance(column.type, UTCDateTime)}
+    assert entered < times
+    assert {name.partition(".")[2] for name in times - entered} == servers
 
 
 # --- Changing the zone ---

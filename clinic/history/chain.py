@@ -182,7 +182,7 @@ def write(connection: Connection, events: Sequence[Event], heads: Heads | None =
     ends = dict(known)
     ids, stored_keys, stored_zone = draw_ids(connection, len(events))
     key = keys.current(connection, stored_keys)
-    timezone.require(connection, stored_zone)
+    timezone.settle(connection, stored_zone)
     entries = _new_entries(key, ids, events, ends)
     insert_many(connection, AuditEntry, (*macs.SPELLINGS[macs.SPELLING], "changes", "mac"), entries)
     _write_heads(connection, key, ends, known)
