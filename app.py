@@ -31,7 +31,17 @@ from clinic.duplicates import duplicates_of, linked
 from clinic.history import listing as audit
 from clinic.idempotency import idempotent, made
 from clinic.image_links import image_links
-from clinic.rights import ADMIN, OWNER_OR_ADMIN, SIGNED_IN, caller, guard, public
+from clinic.rights import (
+    ADMIN,
+    CLINICAL,
+    OWN_ACCOUNT,
+    OWN_APPOINTMENTS,
+    OWN_REPORTS,
+    SIGNED_IN,
+    caller,
+    guard,
+    public,
+)
 from models import Appointment, Patient, Report, User, find, save
 from schemas import (
     AppointmentIn,
@@ -187,7 +197,7 @@ def get_user(user_id: int) -> UserOut:
 
 
 @api.patch("/user/<id:user_id>")
-@guard(OWNER_OR_ADMIN, signs_out="user_id")
+@guard(OWN_ACCOUNT, signs_out="user_id")
 @contract(tag="Staff", errors=(409, 412))
 def update_user(user_id: int, json: UserPatch) -> UserOut:
     """Change a member of the staff."""
@@ -214,7 +224,7 @@ def restore_user(user_id: int) -> UserOut:
 
 
 @api.get("/user/<id:user_id>/history")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_ACCOUNT)
 @contract(tag="Staff")
 def get_user_history(user_id: int) -> list[HistoryOut]:
     """List the changes of a member of the staff."""
@@ -236,7 +246,7 @@ def list_patients(query: PatientQuery) -> StreamedList[PatientOut]:
 
 @api.post("/patients")
 @guard(SIGNED_IN)
-@contract(201, at="/patient/{id}", tag="Patients", errors=(409,), operation=RELATED)
+@contract(201, at="/patient/{id}", tag="Patients", errors=(403, 409), operation=RELATED)
 @idempotent(Patient, lambda made: PatientOut.of(linked(find(Patient, made))))
 def create_patient(json: PatientIn) -> PatientOut:
     """Create a patient."""
@@ -263,7 +273,7 @@ def list_duplicates(patient_id: int) -> list[DuplicateOut]:
 
 @api.patch("/patient/<id:patient_id>")
 @guard(SIGNED_IN)
-@contract(tag="Patients", errors=(409, 412))
+@contract(tag="Patients", errors=(403, 409, 412))
 def update_patient(patient_id: int, json: PatientPatch) -> PatientOut:
     """Change a patient."""
     patient = rights.editable(Patient, patient_id)
@@ -289,7 +299,7 @@ def restore_patient(patient_id: int) -> PatientOut:
 
 
 @api.get("/patient/<id:patient_id>/history")
-@guard(SIGNED_IN)
+@guard(CLINICAL)
 @contract(tag="Patients")
 def get_patient_history(patient_id: int) -> list[HistoryOut]:
     """List the changes of a patient."""
@@ -310,7 +320,7 @@ def list_appointments(query: AppointmentQuery) -> StreamedList[AppointmentOut]:
 
 
 @api.post("/appointment")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_APPOINTMENTS)
 @contract(201, at="/appointment/{id}", tag="Appointments", errors=(409,))
 @idempotent(Appointment, lambda made: AppointmentOut.of(find(Appointment, made, *with_names)))
 def create_appointment(json: AppointmentIn) -> AppointmentOut:
@@ -329,7 +339,7 @@ def get_appointment(appointment_id: int) -> AppointmentOut:
 
 
 @api.patch("/appointment/<id:appointment_id>")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_APPOINTMENTS)
 @contract(tag="Appointments", errors=(409, 412))
 def update_appointment(appointment_id: int, json: AppointmentPatch) -> AppointmentOut:
     """Change or move an appointment."""
@@ -339,7 +349,7 @@ def update_appointment(appointment_id: int, json: AppointmentPatch) -> Appointme
 
 
 @api.delete("/appointment/<id:appointment_id>")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_APPOINTMENTS)
 @contract(tag="Appointments", errors=(409, 412))
 def delete_appointment(appointment_id: int) -> Message:
     """Archive an appointment."""
@@ -356,7 +366,7 @@ def restore_appointment(appointment_id: int) -> AppointmentOut:
 
 
 @api.post("/appointment/swap")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_APPOINTMENTS)
 @contract(tag="Appointments", errors=(404, 409))
 def swap_appointments(json: SwapIn) -> SwapOut:
     """Give each of two appointments the time of the other, in one step."""
@@ -365,7 +375,7 @@ def swap_appointments(json: SwapIn) -> SwapOut:
 
 
 @api.get("/appointment/<id:appointment_id>/history")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_APPOINTMENTS)
 @contract(tag="Appointments")
 def get_appointment_history(appointment_id: int) -> list[HistoryOut]:
     """List the changes of an appointment."""
@@ -376,7 +386,7 @@ def get_appointment_history(appointment_id: int) -> list[HistoryOut]:
 
 
 @api.get("/reports")
-@guard(SIGNED_IN)
+@guard(CLINICAL)
 @contract(tag="Reports")
 def list_reports(query: ReportQuery) -> StreamedList[ReportOut]:
     """List reports with names and images: all, a page, or by doctor, patient or time."""
@@ -384,7 +394,7 @@ def list_reports(query: ReportQuery) -> StreamedList[ReportOut]:
 
 
 @api.post("/reports")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_REPORTS)
 @contract(201, at="/reports/{id}", tag="Reports", errors=(409,))
 @idempotent(Report, reports.shown, lease=True)
 def create_report(form: ReportIn, images: Files) -> ReportOut:
@@ -393,7 +403,7 @@ def create_report(form: ReportIn, images: Files) -> ReportOut:
 
 
 @api.get("/reports/<id:report_id>")
-@guard(SIGNED_IN)
+@guard(CLINICAL)
 @contract(tag="Reports")
 def get_report(report_id: int) -> ReportOut:
     """Get a report with names and images."""
@@ -401,7 +411,7 @@ def get_report(report_id: int) -> ReportOut:
 
 
 @api.patch("/reports/<id:report_id>")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_REPORTS)
 @contract(tag="Reports", errors=(409, 412))
 def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut:
     """Change a report, and add images or replace them."""
@@ -409,7 +419,7 @@ def update_report(report_id: int, form: ReportPatch, images: Files) -> ReportOut
 
 
 @api.delete("/reports/<id:report_id>")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_REPORTS)
 @contract(tag="Reports", errors=(409, 412))
 def delete_report(report_id: int) -> Message:
     """Archive a report with its images."""
@@ -418,7 +428,7 @@ def delete_report(report_id: int) -> Message:
 
 
 @api.delete("/reports/<id:report_id>/images/<id:image_id>")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_REPORTS)
 @contract(tag="Reports", errors=(409, 412, 422))
 def delete_report_image(report_id: int, image_id: int) -> Message:
     """Archive an image of a report, the last one only if the report has a diagnosis."""
@@ -437,7 +447,7 @@ def restore_report(report_id: int) -> ReportOut:
 
 
 @api.get("/reports/<id:report_id>/history")
-@guard(OWNER_OR_ADMIN)
+@guard(OWN_REPORTS)
 @contract(tag="Reports")
 def get_report_history(report_id: int) -> list[HistoryOut]:
     """List the changes of a report and its images."""

@@ -366,7 +366,7 @@ def seed_clinic(
         click.echo("There are patients already, so nothing was made. To add to them: flask seed --add")
     if logins := demo.logins(10):
         click.echo(f"\nSign in with the password: {password}\n")
-        click.echo("\n".join(f"  {role:<8} {email}" for email, role in logins))
+        click.echo("\n".join(f"  {role:<12} {email}" for email, role in logins))
 
 
 COMMANDS: Iterable[click.Command] = (

@@ -48,6 +48,7 @@ class Role(StrEnum):
 
     ADMIN = "admin"
     DOCTOR = "doctor"
+    RECEPTIONIST = "receptionist"
 
 
 class Sex(StrEnum):
@@ -223,16 +224,19 @@ class User(Record):
     def change(self, changes: dict[str, Any]) -> None:
         """Change the user. A new password or a deactivation ends every login; these and a new email void reset links.
 
-        Raises `Conflict` if no active administrator would remain. Raises `Conflict` for a deactivation while the user
-        has appointments to come, unless `keep_appointments` is true. Raises `Invalid` as `_check_new_names` does.
+        Raises `Conflict` if no active administrator would remain. Raises `Conflict` while the user has appointments to
+        come for a new receptionist and, unless `keep_appointments` is true, for a deactivation. Raises `Invalid` as
+        `_check_new_names` does.
         """
         _check_new_names(self, changes)
-        administered, old_email, was_active = self.administers, self.email, self.is_active
+        administered, old_email, was_active, old_role = self.administers, self.email, self.is_active, self.role
         changes = dict(changes)
         keep_appointments = changes.pop("keep_appointments", False)
         super().change(changes)
         if was_active and not self.is_active and not keep_appointments:
             self._refuse_with_appointments("With keep_appointments: true they stay as they are.")
+        if self.id and self.role == Role.RECEPTIONIST != old_role:
+            self._refuse_with_appointments("A receptionist has none.")
         if administered and not self.administers:
             self._refuse_without_another_administrator()
         if "password" in changes or not self.is_active:
@@ -496,8 +500,9 @@ def patient_and_doctor(
 ) -> tuple[Patient | None, User | None]:
     """Return the patient and the doctor of a clinical record, and lock both until the commit.
 
-    Raises `Invalid` for a patient or doctor who does not exist or is archived, and for a doctor whose account is not
-    active. The old patient and the old doctor of the record are not checked: the record keeps them.
+    Raises `Invalid` for a patient or doctor who does not exist or is archived, for a doctor whose account is not
+    active, and for a receptionist in place of a doctor. The old patient and the old doctor of the record are not
+    checked: the record keeps them.
     """
     patient, doctor = _lock_patient_and_doctor(patient_id, user_id)
     if patient_id != old_patient_id and (patient is None or patient.deleted_at):
@@ -506,6 +511,8 @@ def patient_and_doctor(
         raise errors.Invalid(user_id=f"There is no user {user_id}.")
     if user_id != old_user_id and doctor and not doctor.is_active:
         raise errors.Invalid(user_id=f"The account of {doctor.name} is not active.")
+    if user_id != old_user_id and doctor and doctor.role == Role.RECEPTIONIST:
+        raise errors.Invalid(user_id=f"{doctor.name} is a receptionist. Please name a doctor.")
     return patient, doctor
 
 
@@ -545,6 +552,7 @@ class Appointment(ClinicalRecord):
     duration_minutes: Mapped[int] = mapped_column(default=30)
     status: Mapped[str] = mapped_column(String(16), default=AppointmentStatus.SCHEDULED)
     reason: Mapped[str] = mapped_column(Text, default="")
+    note: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))  # the earlier release writes none
     overbooked: Mapped[bool] = mapped_column(default=False)
 
     @classmethod
@@ -587,11 +595,13 @@ class Appointment(ClinicalRecord):
             raise errors.Invalid(appointment_datetime="This time is over ten years ahead.")
 
     def _refuse_unavailable_people(self) -> None:
-        """Raise `Conflict` if the doctor is archived or inactive, or the patient deceased."""
+        """Raise `Conflict` if the doctor is archived, inactive or a receptionist now, or the patient deceased."""
         if self.doctor.deleted_at and self.is_to_come:
             raise self._without_doctor("archived")
         if not self.doctor.is_active and self.is_to_come:
             raise self._without_doctor("not active")
+        if self.doctor.role == Role.RECEPTIONIST and self.is_to_come:
+            raise self._without_doctor("a receptionist's")
         if self.patient.status == PatientStatus.DECEASED:
             text = f"The patient {self.patient_name} is deceased: nothing can be booked any more."
             raise errors.Conflict(text, code=errors.Code.DECEASED)

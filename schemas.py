@@ -6,7 +6,7 @@ the OpenAPI document; `examples=[]` leaves it out of its model's example.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import date, datetime
 from enum import StrEnum
@@ -31,7 +31,19 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from models import HOLDING, MINUTES, AppointmentStatus, PatientStatus, Role, Sex
+from models import (
+    HOLDING,
+    MINUTES,
+    Appointment,
+    AppointmentStatus,
+    Patient,
+    PatientStatus,
+    Record,
+    Report,
+    Role,
+    Sex,
+    User,
+)
 from server import iso8601, phones, sentences, times
 from server.database import UTCDateTime, db
 from server.names import check_name
@@ -167,7 +179,7 @@ NewPassword = Annotated[
     _secret,
 ]
 Id = Annotated[int, Field(ge=1, le=LARGEST_ID), BeforeValidator(_whole_number)]
-OwnId = Annotated[Id | None, Field(description="The doctor. By default the caller.")]
+OwnId = Annotated[Id | None, Field(description="The doctor. By default the caller, unless that is a receptionist.")]
 Count = Annotated[int, BeforeValidator(_whole_number)]
 Ids = Annotated[list[Id], Field(max_length=100)]
 ME = 0  # in a query, for the caller's id
@@ -362,12 +374,26 @@ def _example(**fields: Any) -> ConfigDict:
 
 
 class RecordOut(Out):
-    """The fields of every record's answer model."""
+    """The fields of every record's answer model. Fields that the caller may not see are null."""
+
+    kind: ClassVar[type[Record]]
+    _hidden: ClassVar["staticmethod[[type[Record]], Collection[str]]"]
 
     id: int = Field(examples=[1])
     created_at: LocalTime = Field(examples=["2030-03-01T09:12:45+00:00"])
     updated_at: LocalTime = Field(examples=["2030-03-01T09:12:45+00:00"])
     version: int = Field(examples=[1])
+
+    @staticmethod
+    def hide_fields_by(hidden: Callable[[type[Record]], Collection[str]]) -> None:
+        """Make those fields null in every answer that `hidden` returns for its kind of record."""
+        RecordOut._hidden = staticmethod(hidden)
+
+    @model_validator(mode="after")
+    def _hide_fields(self) -> Self:
+        for name in self._hidden(self.kind):
+            setattr(self, name, None)
+        return self
 
 
 class Message(Out):
@@ -399,6 +425,7 @@ class Credentials(In):
 
 
 class UserOut(RecordOut):
+    kind = User
     first_name: str = Field(examples=["Tomás"])
     last_name: str = Field(examples=["Okafor"])
     email: str = Field(examples=["tomas.okafor@clinic.example"])
@@ -474,15 +501,18 @@ class PasswordResetIn(In):
 
 # --- Patients ---
 
+_HIDDEN = "Null for a receptionist, who sends null, an empty text or nothing."
+
 
 class PatientOut(RecordOut):
+    kind = Patient
     mrn: str = Field(examples=["4829105773"])
     first_name: str = Field(examples=["Amina"])
     last_name: str = Field(examples=["Wanjiru"])
     phone_number: str = Field(examples=["+254 712 345 678"])
     status: Annotated[str, _enum(PatientStatus)] = Field(examples=["admitted"])
-    doctor_summary: str = Field(examples=["Fever for three days, no cough."])
-    diagnosis: str = Field(examples=["Malaria"])
+    doctor_summary: str | None = Field(examples=["Fever for three days, no cough."], description=_HIDDEN)
+    diagnosis: str | None = Field(examples=["Malaria"], description=_HIDDEN)
     admitted_at: LocalTime | None = Field(examples=["2026-03-01T08:30:00+00:00"])
     discharged_at: LocalTime | None = Field(examples=[None])
     date_of_birth: date | None = Field(examples=["1990-05-31"])
@@ -511,8 +541,8 @@ class PatientIn(In):
     last_name: Name = Field(examples=["Wanjiru"])
     phone_number: Phone = Field(examples=["+254 712 345 678"])
     status: PatientStatusField = Field(str(PatientStatus.ADMITTED), examples=["admitted"])
-    doctor_summary: Prose = Field("", examples=["Fever for three days, no cough."])
-    diagnosis: Prose = Field("", examples=["Malaria"])
+    doctor_summary: Prose | None = Field("", examples=["Fever for three days, no cough."], description=_HIDDEN)
+    diagnosis: Prose | None = Field("", examples=["Malaria"], description=_HIDDEN)
     admitted_at: Annotated[Instant | None, _or_blank(Instant)] = Field(None, examples=["2026-03-01T08:30:00+00:00"])
     discharged_at: Annotated[Instant | None, _or_blank(Instant)] = Field(None, examples=[None])
     date_of_birth: Annotated[BirthDay | None, _or_blank(BirthDay)] = Field(None, examples=["1990-05-31"])
@@ -548,10 +578,12 @@ class PatientQuery(SearchQuery):
 
 
 class AppointmentOut(RecordOut):
+    kind = Appointment
     appointment_datetime: LocalTime = Field(examples=["2030-03-04T10:00:00+00:00"])
     duration_minutes: int = Field(examples=[30])
     status: Annotated[str, _enum(AppointmentStatus)] = Field(examples=["scheduled"])
     reason: str = Field(examples=["Follow-up"])
+    note: str = Field(examples=["Called off by phone"])
     patient_id: int = Field(examples=[1])
     user_id: int = Field(examples=[1])
     overbooked: bool = Field(examples=[False])
@@ -569,6 +601,7 @@ class AppointmentIn(In):
     duration_minutes: Annotated[Count, Field(ge=MINUTES[0], le=MINUTES[1])] = Field(30, examples=[30])
     status: AppointmentStatusField = Field(str(AppointmentStatus.SCHEDULED), examples=[])
     reason: Reason = Field("", examples=["Follow-up"])
+    note: Reason = Field("", examples=[], description="What the desk should know: why it was called off, for example.")
     patient_id: Id = Field(examples=[1])
     user_id: OwnId = Field(None, examples=[])
     overbooked: bool = Field(False, examples=[])
@@ -648,6 +681,7 @@ class ImageOut(Out):
 
 
 class ReportOut(RecordOut):
+    kind = Report
     diagnosis: str = Field(examples=["Malaria"])
     patient_id: int = Field(examples=[1])
     user_id: int = Field(examples=[1])

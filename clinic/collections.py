@@ -17,6 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from clinic.query import QueryShape, Statements, Values
+from clinic.rights import hidden_fields
 from models import Appointment, Image, Patient, Record, Report, User
 from schemas import (
     AppointmentOut,
@@ -148,6 +149,7 @@ class Collection(Generic[Answer]):
     def _row_converter(self, finish: Finish | None) -> Callable[[Row], Fields]:
         """Return a function that turns a driver's row into the fields of an answer. It needs no application context."""
         names, times, complete, zone = self.names, self.times, self.complete, clinic_zone()
+        hidden = hidden_fields(self.kind)
         on_sqlite = db.engine.dialect.name == "sqlite"  # SQLite stores times as texts in UTC, and booleans as numbers
         booleans = self.booleans if on_sqlite else []
 
@@ -160,6 +162,8 @@ class Collection(Generic[Answer]):
                     fields[name] = time if time.year > 1972 else time.isoformat()
             for name in booleans:
                 fields[name] = bool(fields[name])
+            for name in hidden:
+                fields[name] = None
             if complete:
                 complete(fields, row)
             if finish:

@@ -39,7 +39,7 @@ from models import (
 from server.database import db, insert_many
 from server.times import clinic_zone
 
-ADMIN_EMAIL = "admin@hosi.example"
+ADMIN_EMAIL, DESK_EMAIL = "admin@hosi.example", "desk@hosi.example"
 CHUNK = 20_000  # rows per transaction: a running server waits for it, a few seconds at most
 OPENS, SLOT, SLOTS_A_DAY = time(8), timedelta(minutes=30), 16
 WORKDAYS = 10  # two weeks
@@ -209,9 +209,15 @@ class Clinic:
             taken = set(connection.scalars(select(User.email)))
         password = passwords.hash_password(self.password, ADMIN_EMAIL)  # all users share it: bcrypt is slow on purpose
         staff = {"password": password, "is_active": True}
-        if ADMIN_EMAIL not in taken:
-            admin = {"first_name": "Ada", "last_name": "Admin", "email": ADMIN_EMAIL, "role": str(Role.ADMIN)}
-            self._write(User, iter([admin | staff]))
+        others = (("Ada", "Admin", ADMIN_EMAIL, Role.ADMIN), ("Rosa", "Desk", DESK_EMAIL, Role.RECEPTIONIST))
+        self._write(
+            User,
+            iter(
+                {"first_name": first_name, "last_name": last_name, "email": email, "role": str(role)} | staff
+                for first_name, last_name, email, role in others
+                if email not in taken
+            ),
+        )
         doctors = []
         for _ in range(self.doctors):
             first_name, last_name, _, _ = self._person()
@@ -272,6 +278,7 @@ class Clinic:
                     "duration_minutes": self.chance.choice((15, 20, 30, 30)),
                     "status": str(self.chance.choice(BEFORE if start < today else TO_COME)),
                     "reason": self.chance.choice(REASONS),
+                    "note": "",
                     "overbooked": False,
                     "patient_id": patient_id,
                     "user_id": self.doctor_ids[(cell + slot) % lanes],
@@ -470,8 +477,8 @@ def is_empty() -> bool:
 
 
 def logins(most: int) -> Sequence[tuple[str, str]]:
-    """Return the email and role of the first `most` demonstration users, administrators first."""
+    """Return the email and role of the first `most` demonstration users, doctors last."""
     made = User.live().with_only_columns(User.email, User.role).where(User.email.like("%@hosi.example"))
     with db.engine.connect() as connection:
-        rows = connection.execute(made.order_by(User.role, User.id).limit(most))
+        rows = connection.execute(made.order_by(User.role == Role.DOCTOR, User.role, User.id).limit(most))
         return [(row.email, row.role) for row in rows]

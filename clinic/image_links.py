@@ -64,7 +64,7 @@ def respond(key: str, link: Mapping[str, str]) -> Response:
     if not rows or path is None:
         raise errors.NotFound("This image is no longer here.")
     [(sha256, _, role)] = rows
-    if role not in rights.REPORT_READERS:
+    if role not in rights.CLINICIANS:
         raise errors.Forbidden("The user of this link may not read reports any more.")
     access_log.info("user %s GET image %s", link["reader"], key)
     response = send_file(path, mimetype=f"image/{path.suffix[1:]}", conditional=False, etag=False)

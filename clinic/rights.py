@@ -1,31 +1,60 @@
-"""Says who may do what: the guard of each route, and the records and fields that a caller may change."""
+"""Says who may do and see what: the guard of each route, and the records and fields that a role may change or see.
 
-from collections.abc import Callable
-from functools import wraps
+The tables below name roles. A role that a table does not name may not.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from functools import cache, wraps
 from typing import Any, TypeVar
 
 from flask import g
 
 import models
+import schemas
 from clinic.sessions import Caller, identify, identify_again
 from models import Appointment, Patient, Record, Report, Role, User
-from server import errors
+from server import errors, sentences
 from server.endpoint import Access, View, check_if_match, with_access
 from server.endpoint import public as public
 from server.sentences import label
 
-# Arguments of `guard`. With OWNER_OR_ADMIN the view itself checks the owner of the record.
-SIGNED_IN = Access("any signed-in user")
-OWNER_OR_ADMIN = Access("administrators, and doctors for their own records", may_forbid=True)
-ADMIN = Access("administrators", may_forbid=True)
+CLINICIANS = (Role.ADMIN, Role.DOCTOR)
 
-REPORT_READERS = (str(Role.ADMIN), str(Role.DOCTOR))
+# Arguments of `guard`. With the `OWN_…` the view itself checks the owner of the record.
+SIGNED_IN = Access("any signed-in user", tuple(Role))
+OWN_ACCOUNT = Access("administrators, and everybody for their own account", tuple(Role), may_forbid=True)
+OWN_APPOINTMENTS = Access(
+    "administrators, receptionists, and doctors for their own appointments", tuple(Role), may_forbid=True
+)
+CLINICAL = Access("doctors and administrators", CLINICIANS, may_forbid=True)
+OWN_REPORTS = Access("administrators, and doctors for their own reports", CLINICIANS, may_forbid=True)
+ADMIN = Access("administrators", (Role.ADMIN,), may_forbid=True)
 
-# The column with the owner's id. A doctor changes only their own records. Patients have no owner.
+# The column with the owner's id. Patients have no owner.
 OWNER: dict[type[Record], str | None] = {User: "id", Patient: None, Appointment: "user_id", Report: "user_id"}
+
+# Which records a role may create and change: any, or those whose owner is the caller.
+ANY, OWN = "any", "own"
+CHANGED_BY: dict[type[Record], dict[str, str]] = {
+    User: {Role.ADMIN: ANY, Role.DOCTOR: OWN, Role.RECEPTIONIST: OWN},
+    Patient: {Role.ADMIN: ANY, Role.DOCTOR: ANY, Role.RECEPTIONIST: ANY},
+    Appointment: {Role.ADMIN: ANY, Role.DOCTOR: OWN, Role.RECEPTIONIST: ANY},
+    Report: {Role.ADMIN: ANY, Role.DOCTOR: OWN},
+}
+
+# Only these roles see and change these fields. In answers to all others they are null.
+SEEN_BY: dict[type[Record], dict[str, Collection[str]]] = {
+    Patient: {"diagnosis": CLINICIANS, "doctor_summary": CLINICIANS}
+}
 
 # Only an administrator may change these fields. Anybody may send their present value back.
 ADMIN_FIELDS: dict[type[Record], set[str]] = {User: {"role", "is_active"}, Appointment: {"overbooked"}}
+
+IN_WORDS: dict[str, str] = {
+    Role.ADMIN: "an administrator",
+    Role.DOCTOR: "a doctor",
+    Role.RECEPTIONIST: "a receptionist",
+}
 
 
 def caller() -> Caller:
@@ -33,6 +62,18 @@ def caller() -> Caller:
     who: Caller = g.caller
     return who
 
+
+def hidden_fields(kind: type[Record]) -> frozenset[str]:
+    """Return the fields that the caller may not see in records of this kind. Without a caller nobody sees them."""
+    return _hidden_from(kind, g.caller.role if "caller" in g else "")
+
+
+@cache
+def _hidden_from(kind: type[Record], role: str) -> frozenset[str]:
+    return frozenset(name for name, roles in SEEN_BY.get(kind, {}).items() if role not in roles)
+
+
+schemas.RecordOut.hide_fields_by(hidden_fields)
 
 Kind = TypeVar("Kind", bound=Record)
 
@@ -61,6 +102,7 @@ def with_history(kind: type[Kind], record_id: int) -> Kind:
 def change(record: Record, changes: dict[str, Any]) -> None:
     """Change the record's fields. Raises `Forbidden` if the caller may not, and the errors of `record.change`."""
     _refuse_admin_fields(record, changes)
+    changes = _without_hidden_fields(record, changes)
     old_slot = record.slot if isinstance(record, Appointment) else None
     record.change(changes)
     if isinstance(record, Appointment) and record.slot != old_slot and record.overbooked and not caller().is_admin:
@@ -98,10 +140,32 @@ def _owner_of(record: Record) -> int | None:
 
 def _refuse_others(kind: type[Record], owner_id: int | None, verb: str) -> None:
     """Raise `Forbidden` unless the caller may change a record of this kind and owner."""
-    if caller().is_admin or OWNER[kind] is None or owner_id == caller().id:
+    allowed = CHANGED_BY[kind].get(caller().role)
+    if allowed == ANY or (allowed == OWN and owner_id == caller().id):
         return
+    who = _in_words(role for role, which in CHANGED_BY[kind].items() if which == ANY)
     what = "accounts" if kind is User else f"{kind.noun()}s"
-    raise errors.Forbidden(f"Only an administrator can {verb} other people's {what}.")
+    raise errors.Forbidden(f"Only {who} can {verb} other people's {what}.")
+
+
+def _in_words(roles: Iterable[str]) -> str:
+    return " or ".join(IN_WORDS[role] for role in roles)
+
+
+def _without_hidden_fields(record: Record, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes without the fields that the caller does not see. Null and "" in those mean "not sent".
+
+    Raises `Forbidden` for any other value, even the stored one, so that nobody can guess it. Raises `Invalid` for null
+    from a caller who sees the field.
+    """
+    hidden = hidden_fields(type(record))
+    for field, roles in SEEN_BY.get(type(record), {}).items():
+        value = changes.get(field, "")
+        if field in hidden and value not in (None, ""):
+            raise errors.Forbidden(f"Only {_in_words(roles)} can change the {label(field)}.")
+        if field not in hidden and value is None:
+            raise errors.Invalid({field: [sentences.GIVE]})
+    return {field: value for field, value in changes.items() if field not in hidden}
 
 
 def _refuse_admin_fields(record: Record, changes: dict[str, Any]) -> None:
@@ -110,17 +174,17 @@ def _refuse_admin_fields(record: Record, changes: dict[str, Any]) -> None:
             raise errors.Forbidden(f"Only an administrator can change the {label(field)}.")
 
 
-def authenticate(admins_only: bool = False, signs_out: int | None = None) -> None:
+def authenticate(access: Access = SIGNED_IN, signs_out: int | None = None) -> None:
     """Set the caller of this request. Each of its transactions then begins by checking the caller's rights again.
 
     So a caller who is demoted, deactivated, archived or logged out meanwhile writes nothing any more. `signs_out` is
     the id of the user whose rights or logins the request changes; None for nobody, 0 for the caller.
-    Raises `Unauthorized` or `Forbidden`.
+    Raises `Unauthorized`, or `Forbidden` for a role that `access` does not name.
     """
 
     def refuse_others() -> None:
-        if admins_only and not g.caller.is_admin:
-            raise errors.Forbidden("Only an administrator can do this.")
+        if g.caller.role not in access.roles:
+            raise errors.Forbidden(f"Only {access.who} can do this.")
 
     def check_again() -> None:
         g.caller = identify_again(g.caller, () if signs_out is None else (signs_out or g.caller.id,))
@@ -132,9 +196,9 @@ def authenticate(admins_only: bool = False, signs_out: int | None = None) -> Non
 
 
 def guard(access: Access, signs_out: str = "", once: bool = False) -> Callable[[View], View]:
-    """Require a signed-in caller and, with `ADMIN`, an administrator. Raises `Unauthorized` or `Forbidden`.
+    """Require a signed-in caller of a role that `access` names. Raises `Unauthorized` or `Forbidden`.
 
-    A view with `OWNER_OR_ADMIN` checks the record's owner itself, by `editable`, `create`, `change` or `with_history`.
+    A view with an `OWN_…` access checks the record's owner itself, by `editable`, `create`, `change` or `with_history`.
     `signs_out` names the user whose rights or logins the view changes: an argument of the path, or "caller".
     `once` checks the rights only at the start, not again in the transaction: two concurrent logouts both succeed.
     """
@@ -142,7 +206,7 @@ def guard(access: Access, signs_out: str = "", once: bool = False) -> Callable[[
     def decorate(view: View) -> View:
         @wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            authenticate(access is ADMIN, kwargs.get(signs_out, 0) if signs_out else None)
+            authenticate(access, kwargs.get(signs_out, 0) if signs_out else None)
             if once:
                 g.pop("begin_transaction")
             return view(*args, **kwargs)

@@ -31,6 +31,7 @@ class Access:
     """Who may call a view. `server.openapi` reads it; the decorator that sets it enforces it."""
 
     who: str  # for people: "administrators"
+    roles: Collection[str] = ()  # a caller with any other role is refused
     may_forbid: bool = False  # whether the view answers 403 to some signed-in callers
 
 

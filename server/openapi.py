@@ -50,7 +50,7 @@ ERRORS: dict[int, tuple[str, str, JSON]] = {
     403: (
         "Forbidden",
         "The caller is not allowed to do this.",
-        {"msg": "Only an administrator can do this.", "code": "not_allowed"},
+        {"msg": "Only administrators can do this.", "code": "not_allowed"},
     ),
     404: (
         "NotFound",

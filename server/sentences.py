@@ -9,7 +9,7 @@ from typing import Any
 
 _labels: dict[str, str] = {}
 
-_GIVE = "Please give the {field}."
+GIVE = "Please give the {field}."
 WHOLE_NUMBER = "Please give a whole number for the {field}."
 _YES_OR_NO = "Please give true or false for the {field}."
 _ONE_OF = "Please choose one of these for the {field}: {choices}."
@@ -17,7 +17,7 @@ _OBJECT = "Please send an object with the names of fields and their values."
 
 # The sentence for each kind of fault (https://docs.pydantic.dev/latest/errors/validation_errors/) of a strict model.
 SENTENCES = {
-    "missing": _GIVE,
+    "missing": GIVE,
     "string_type": "Please give a text for the {field}.",
     "string_unicode": "Please write the {field} in UTF-8.",
     "string_too_short": "The {field} needs at least {min_length:,} characters.",
@@ -71,9 +71,9 @@ def of_fault(fault: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return str(values["error"])
     if kind in SENTENCES and not kind.startswith(("literal_error", "bool_")) and fault.get("input") in (None, ""):
-        return _GIVE
+        return GIVE
     if values.get("min_length") == 1:  # nothing but blanks
-        return _GIVE
+        return GIVE
     if kind == "literal_error":
         return one_of(re.findall("'([^']*)'", values["expected"]))
     return SENTENCES.get(kind, _ANY_OTHER).format(field="{field}", **values)

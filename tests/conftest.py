@@ -200,6 +200,11 @@ def other_doctor(app: Flask, admin: Client) -> Client:
     return signed_in(app, "Otto", "doctor")
 
 
+@pytest.fixture
+def receptionist(app: Flask, admin: Client) -> Client:
+    return signed_in(app, "Rosa", "receptionist")
+
+
 @pytest.fixture(scope="session")
 def cloudinary_server() -> Iterator[CloudinaryDouble]:
     with CloudinaryDouble() as double:

@@ -10,9 +10,11 @@ from alembic.script import ScriptDirectory
 from client import Client, assert_refused, migrate
 from factories import make_patient, sign_in, sign_up
 from flask import Flask
-from sql import rows
+from sql import rows, sql
 from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import IntegrityError
+
+from server.database import db
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
@@ -222,6 +224,28 @@ def all_walls(app: Flask) -> dict[str, Any]:
 def test_the_migrations_put_up_every_wall(bare_app: Flask) -> None:
     migrate(bare_app, "upgrade")
     assert walls(bare_app) == all_walls(bare_app)
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_every_table_that_keeps_its_ids_still_does_after_the_migrations(bare_app: Flask) -> None:
+    migrate(bare_app, "upgrade")
+    keeping = {name for name, table in db.metadata.tables.items() if table.dialect_options["sqlite"]["autoincrement"]}
+    made = rows(bare_app, "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%AUTOINCREMENT%'")
+    assert {name for [name] in made} == keeping
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("erased", ["id = 2", "id > 0"])
+def test_the_id_of_a_user_erased_before_the_upgrade_is_not_given_again(bare_app: Flask, erased: str) -> None:
+    migrate(bare_app, "upgrade", "0011")
+    names = "first_name, last_name, email, password, role, is_active, created_at, updated_at, version"
+    values = "'A', 'B', '{}@clinic.test', 'x', 'doctor', 1, '2030-01-01', '2030-01-01', 1"
+    for number in (1, 2):
+        sql(bare_app, f"INSERT INTO users ({names}) VALUES ({values.format(number)})")
+    sql(bare_app, f"DELETE FROM users WHERE {erased}")
+    migrate(bare_app, "upgrade")
+    sql(bare_app, f"INSERT INTO users ({names}) VALUES ({values.format(3)})")
+    assert rows(bare_app, "SELECT max(id) FROM users") == [(3,)]
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)

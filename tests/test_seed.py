@@ -22,13 +22,13 @@ def seed(app: Flask, *options: str, fails: bool = False) -> str:
 def test_it_makes_a_clinic_and_says_how_to_sign_in(app: Flask) -> None:
     said = seed(app, *SMALL)
     password = re.search("password: (.*)", said)[1]  # type: ignore[index]
-    admin, *doctors = re.findall(r"\S+@\S+", said)
-    assert len(doctors) == 3
-    for email in (admin, doctors[0]):
+    logins = dict(re.findall(r"  (admin|receptionist|doctor) +(\S+@\S+)", said))
+    assert list(logins) == ["admin", "receptionist", "doctor"]
+    for email in logins.values():
         answer = Client(app).post("/login", {"email": email, "password": password})
         assert answer.status_code == 200, answer.json
     client = Client(app, answer.json["access_token"])
-    assert len(client.get("/users").json) == 4
+    assert len(client.get("/users").json) == 5
     assert len({patient["mrn"] for patient in client.get("/patients").json}) == 30
     assert len(client.get("/patients?q=+254 7").json) == len(client.get("/patients?q=2547").json) > 0
     booked = client.get("/appointment").json
@@ -90,7 +90,7 @@ def test_asked_to_it_adds_to_what_there_is(app: Flask) -> None:
     seed(app, *SMALL)
     seed(app, *SMALL, "--add")
     assert {kind: len(rows) for kind, rows in snapshot(app).items() if kind != "files"} | {"images": 0} == {
-        "users": 7,
+        "users": 8,
         "patients": 60,
         "appointments": 120,
         "reports": 6,
