@@ -10,6 +10,8 @@ import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
@@ -42,6 +44,45 @@ class ConfigError(SystemExit):
 
 def _split_at_commas(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+
+
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")  # FHIR's DaysOfWeek
+END_OF_DAY = 24 * 60  # minutes
+CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d|24:00"
+
+
+def minute_of(clock: str) -> int:
+    """Return the minute of the day of a time such as 08:30."""
+    hour, minute = clock.split(":")
+    return int(hour) * 60 + int(minute)
+
+
+@cache
+def read_weekly_hours(text: str) -> tuple[tuple[int, int, int], ...]:
+    """Read hours such as "mon-fri 08:00-12:00 13:00-17:00, sat 09:00-12:00".
+
+    Returns the weekday from Monday 0, the minute of the start and the minute of the end of each. Raises ValueError.
+    """
+    words = "|".join(WEEKDAYS)
+    found: list[tuple[int, int, int]] = []
+    for part in text.lower().split(","):
+        match = re.fullmatch(
+            rf"\s*({words})(?:\s*-\s*({words}))?((?:\s+(?:{CLOCK})-(?:{CLOCK}))+)\s*", part, flags=re.ASCII
+        )
+        if not match:
+            raise ValueError("write the hours as mon-fri 08:00-17:00, sat 09:00-12:00")
+        first, last = WEEKDAYS.index(match[1]), WEEKDAYS.index(match[2] or match[1])
+        if last < first:
+            raise ValueError("days go from mon to sun")
+        for clocks in match[3].split():
+            starts, ends = (minute_of(clock) for clock in clocks.split("-"))
+            found += [(weekday, starts, ends) for weekday in range(first, last + 1)]
+    found.sort()
+    if any(starts >= ends for _, starts, ends in found):
+        raise ValueError("hours end after they begin")
+    if any(one[0] == other[0] and other[1] < one[2] for one, other in pairwise(found)):
+        raise ValueError("the hours of a day do not overlap")
+    return tuple(found)
 
 
 Words = Annotated[list[str], BeforeValidator(_split_at_commas)]
@@ -78,6 +119,11 @@ class Settings(BaseModel):
     TIMEZONE: str = Field(
         "",
         description="The clinic's IANA time zone, such as `Africa/Nairobi`. Production needs it; `UTC` in development.",
+    )
+    CLINIC_HOURS: str = Field(
+        "mon-fri 08:00-17:00",
+        description="The hours in which slots of doctors without hours of their own are offered, such as `mon-fri "
+        "08:00-12:00 13:00-17:00, sat 09:00-12:00`.",
     )
     PHONE_REGION: str = Field(
         "",
@@ -164,6 +210,12 @@ class Settings(BaseModel):
         if name and not is_known_zone(name):
             raise ValueError("no such IANA time zone; examples are UTC and Africa/Nairobi")
         return name
+
+    @field_validator("CLINIC_HOURS")
+    @classmethod
+    def _are_hours(cls, text: str) -> str:
+        read_weekly_hours(text)
+        return text
 
     @field_validator("PHONE_REGION")
     @classmethod

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -24,7 +24,9 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     delete,
+    false,
     func,
+    insert,
     inspect,
     select,
     text,
@@ -34,10 +36,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 from sqlalchemy.orm.attributes import set_committed_value
 
-from server import errors, phones
+from config import WEEKDAYS
+from server import errors, phones, weekly
 from server.database import Base, UTCDateTime, db
 from server.names import check_name, shows_something
-from server.times import WrittenTime, day_of, in_words, now, today
+from server.times import WrittenTime, day_of, in_words, now, start_of, today
 
 MINUTES = (5, 480)  # shortest and longest appointment
 LONGEST_WORD = 40  # characters of a word in the search index
@@ -95,6 +98,7 @@ HOLDING = (
     AppointmentStatus.CHECKED_IN,
 )
 DONE = (AppointmentStatus.COMPLETED, AppointmentStatus.NO_SHOW)  # results: not before the day of the appointment
+LONGEST_ABSENCE = timedelta(days=366)
 LATEST_BOOKING = timedelta(days=3653)  # from now: ten years
 
 
@@ -125,6 +129,9 @@ class Record(Base):
     )
     version: Mapped[int] = mapped_column(sort_order=1)
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime, sort_order=1)
+
+    # what else than the record's own columns a change changed, for the history: {field: [from, to]}
+    also_changed: ClassVar[dict[str, list[Any]]] = {}
 
     @declared_attr.directive
     @classmethod
@@ -554,6 +561,7 @@ class Appointment(ClinicalRecord):
     reason: Mapped[str] = mapped_column(Text, default="")
     note: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))  # the earlier release writes none
     overbooked: Mapped[bool] = mapped_column(default=False)
+    off_hours: Mapped[bool] = mapped_column(default=False, server_default=false())  # outside of the hours on purpose
 
     @classmethod
     def to_come(cls) -> tuple[Any, ...]:
@@ -569,7 +577,8 @@ class Appointment(ClinicalRecord):
         """Change the appointment.
 
         Raises `Invalid` for a time too far in the past or future, and for a result before the day of the appointment.
-        Raises `Conflict` for a doctor or patient who can have no new appointment.
+        Raises `Conflict` for a doctor or patient who can have no new appointment, and for a time at which the doctor is
+        absent, or not at work unless `off_hours` is sent.
         """
         was_booked, old_slot, old_status = self.is_booked, self.slot, self.status
         super().change(changes)
@@ -578,6 +587,9 @@ class Appointment(ClinicalRecord):
             self._refuse_unavailable_people()
         elif self.status == AppointmentStatus.CONFIRMED != old_status:
             self._refuse_unavailable_people()
+        if self.is_booked and (not was_booked or self.slot.of_doctor != old_slot.of_doctor):
+            is_moved = self.slot.of_doctor != old_slot.of_doctor
+            self._refuse_missing_doctor(bool(changes.get("off_hours")) if is_moved else self.off_hours)
         if self.status in DONE and (self.status, self.slot) != (old_status, old_slot):
             self._refuse_before_its_day()
 
@@ -586,6 +598,21 @@ class Appointment(ClinicalRecord):
         super().restore()
         if self.is_booked:
             self._refuse_unavailable_people()
+            self._refuse_missing_doctor(self.off_hours)
+
+    def _refuse_missing_doctor(self, off_hours: bool) -> None:
+        """Raise `Conflict` while the doctor is absent, or not at work unless `off_hours` allows it.
+
+        Afterwards `off_hours` tells whether the slot is outside of the doctor's hours.
+        """
+        with db.session.no_autoflush:
+            absence, hours = absence_and_hours(self.slot)
+        if absence:
+            raise absence.refusal(self.doctor_name)
+        self.off_hours = bool(hours) and not weekly.covers(hours, self.slot.start, self.slot.end)
+        if self.off_hours and not off_hours:
+            text = f"{self.doctor_name} does not work on {in_words(self.slot.start, self.slot.end)}."
+            raise errors.Conflict(text, {"appointment_datetime": [text]}, code=errors.Code.OFF_HOURS)
 
     def _refuse_impossible_time(self) -> None:
         """Raise `Invalid` for a new time over a day ago or over ten years ahead."""
@@ -644,6 +671,16 @@ class Slot:
     start: datetime
     minutes: int
 
+    @property
+    def end(self) -> datetime:
+        """The instant at which the slot ends."""
+        return self.start + timedelta(minutes=self.minutes)
+
+    @property
+    def of_doctor(self) -> tuple[int, datetime, int]:
+        """The doctor and the time, without the patient."""
+        return self.user_id, self.start, self.minutes
+
     def clash(self, leaving: Collection[int]) -> errors.Conflict | None:
         """Return an error that names the appointment in the way; None if there is none."""
         end = self.start + timedelta(minutes=self.minutes)
@@ -668,6 +705,128 @@ def _slot_taken(text: str, by: int) -> errors.Conflict:
     return errors.Conflict(
         text, {"appointment_datetime": [text]}, code=errors.Code.SLOT_TAKEN, conflict=(Appointment, by)
     )
+
+
+class Week(Record):
+    """The working hours of a user as a whole: they change together. The id is that of the user."""
+
+    __tablename__ = "weeks"
+    __table_args__ = ()
+
+    id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True, autoincrement=False, sort_order=-1)
+
+    @classmethod
+    def noun(cls) -> str:
+        """Return "hours", the word of the address."""
+        return "hours"
+
+    @property
+    def hours(self) -> weekly.Hours:
+        """The hours as the database has them, in the order of the week."""
+        chosen = select(WorkingHours.weekday, WorkingHours.starts, WorkingHours.ends)
+        rows = db.session.execute(chosen.where(WorkingHours.user_id == self.id)).all()
+        return sorted((row.weekday, row.starts, row.ends) for row in rows)
+
+    def set_hours(self, hours: weekly.Hours) -> None:
+        """Replace the hours, which counts as a change of the week. The week must be flushed."""
+        before = self.hours
+        db.session.execute(delete(WorkingHours).where(WorkingHours.user_id == self.id))
+        names = ("user_id", "weekday", "starts", "ends")
+        if rows := [dict(zip(names, (self.id, *one), strict=True)) for one in hours]:
+            db.session.execute(insert(WorkingHours), rows)
+        self.also_changed = {"hours": [_in_short(before), _in_short(hours)]}
+        self.updated_at = now()
+
+
+def _in_short(hours: weekly.Hours) -> list[str]:
+    """Return the hours as the history tells them: ["mon 08:00-12:30", …]."""
+    return [
+        f"{WEEKDAYS[weekday]} {starts // 60:02}:{starts % 60:02}-{ends // 60:02}:{ends % 60:02}"
+        for weekday, starts, ends in hours
+    ]
+
+
+class WorkingHours(Base):
+    """Hours of a weekday at which a user works, on the clinic's clocks. Those of one weekday do not overlap."""
+
+    __tablename__ = "working_hours"
+    __table_args__ = (
+        CheckConstraint("weekday BETWEEN 0 AND 6", name="weekday"),
+        CheckConstraint("0 <= starts AND starts < ends AND ends <= 1440", name="minutes"),
+    )
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    weekday: Mapped[int] = mapped_column(primary_key=True)  # Monday is 0
+    starts: Mapped[int] = mapped_column(primary_key=True)  # minutes after midnight
+    ends: Mapped[int]
+
+
+errors.explain("ex_working_hours_overlap", errors.Invalid(body="The hours of a day do not overlap."))
+
+
+class Absence(Record):
+    """A time at which a user does not work. Triggers keep their appointments out of it."""
+
+    __tablename__ = "absences"
+    __table_args__ = (
+        CheckConstraint("ends_at > starts_at", name="ends_after_start"),  # and migration 0013: at most 366 days
+        Index(None, "user_id", "starts_at"),
+        KEEP_IDS,
+    )
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    starts_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    ends_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    reason: Mapped[str] = mapped_column(Text, default="")
+    # the ids of the appointments that were handed over and cancelled for it
+    outcome: Mapped[dict[str, list[int]] | None] = mapped_column(JSON)
+
+    @classmethod
+    def touching(cls, user_id: int, start: datetime, end: datetime) -> Select[Self]:
+        """Select the absences of a user that touch this time, in their order."""
+        return (
+            cls.live().where(cls.user_id == user_id, cls.starts_at < end, cls.ends_at > start).order_by(cls.starts_at)
+        )
+
+    def check_whole(self) -> None:
+        """Raise `Invalid` for an absence that ends before it begins, is over, began before today or is too long."""
+        if self.ends_at <= self.starts_at:
+            raise errors.Invalid(ends_at="The absence ends before it begins.")
+        if self.ends_at - self.starts_at > LONGEST_ABSENCE:
+            raise errors.Invalid(ends_at="An absence is at most a year long.")
+        if self.ends_at <= now():
+            raise errors.Invalid(ends_at="The absence is over already.")
+        if self.starts_at < start_of(today()):
+            raise errors.Invalid(starts_at="The absence began before today.")
+
+    def refusal(self, name: str, field: str = "appointment_datetime") -> errors.Conflict:
+        """Return the error for what is to be at the time of this absence of the user `name`. It tells no reason."""
+        text = f"{name} is absent on {in_words(self.starts_at, self.ends_at)}."
+        return errors.Conflict(text, {field: [text]}, code=errors.Code.ABSENT)
+
+
+errors.explain(
+    "ex_appointments_absence", errors.Conflict("The doctor is absent at this time.", code=errors.Code.ABSENT)
+)
+errors.explain(
+    "ex_absences_bookings",
+    errors.Conflict("There are appointments at this time.", code=errors.Code.HAS_APPOINTMENTS),
+)
+errors.explain(
+    "ex_absences_overlap", errors.Conflict("There is an absence at this time already.", code=errors.Code.ABSENT)
+)
+
+
+def absence_and_hours(slot: Slot) -> tuple[Absence | None, weekly.Hours]:
+    """Return the doctor's absence at the time of the slot, if there is one, and the doctor's working hours."""
+    absent = Absence.touching(slot.user_id, slot.start, slot.end).with_only_columns(Absence.id).limit(1)
+    rows = db.session.execute(
+        select(absent.scalar_subquery().label("absence"), WorkingHours.weekday, WorkingHours.starts, WorkingHours.ends)
+        .outerjoin_from(User, WorkingHours, WorkingHours.user_id == User.id)
+        .where(User.id == slot.user_id)
+    ).all()
+    absence = db.session.get(Absence, rows[0].absence) if rows and rows[0].absence else None
+    return absence, [(row.weekday, row.starts, row.ends) for row in rows if row.weekday is not None]
 
 
 class Image(Record):

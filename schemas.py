@@ -763,7 +763,7 @@ class HistoryOut(Out):
         return {name: {"before": before, "after": after} for name, (before, after) in changes.items()}
 
 
-AuditKind = Literal["user", "patient", "appointment", "report", "image", "sign-in", "clinic"]
+AuditKind = Literal["user", "hours", "absence", "patient", "appointment", "report", "image", "sign-in", "clinic"]
 
 
 class AuditQuery(In):

@@ -5,12 +5,13 @@ from sqlalchemy import Connection, exists, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from models import Appointment, Clinic, Patient, Record
+from models import Absence, Appointment, Clinic, Patient, Record
 from server import errors
 from server.database import reader, upsert
 
 # The times that staff enter. All other times are instants of the server's own clock.
 ENTERED: dict[type[Record], tuple[str, ...]] = {
+    Absence: ("starts_at", "ends_at"),
     Appointment: ("appointment_datetime",),
     Patient: ("admitted_at", "discharged_at"),
 }

@@ -45,6 +45,8 @@ class Code(StrEnum):
     CONFLICT = "conflict"
     EMAIL_TAKEN = "email_taken"
     SLOT_TAKEN = "slot_taken"
+    OFF_HOURS = "off_hours"
+    ABSENT = "absent"
     DOCTOR_INACTIVE = "doctor_inactive"
     DECEASED = "deceased"
     ARCHIVED = "archived"

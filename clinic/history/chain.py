@@ -20,6 +20,7 @@ from clinic.history import keys, macs
 from clinic.history.keys import Key
 from clinic.history.macs import Chain
 from models import (
+    Absence,
     Appointment,
     AuditEntry,
     AuditHead,
@@ -28,12 +29,14 @@ from models import (
     Record,
     Report,
     User,
+    Week,
 )
 from server import errors
 from server.database import db, insert_many, upsert
 from server.times import now
 
-KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in (User, Patient, Appointment, Report, Image)}
+_RECORDS = (User, Week, Absence, Patient, Appointment, Report, Image)
+KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in _RECORDS}
 SIGN_INS: Chain = ("sign-in", 0)
 CLINIC: Chain = ("clinic", 1)  # changes of the time zone
 WITHOUT_RECORD = (SIGN_INS[0], CLINIC[0])  # kinds of chains that belong to no record
@@ -131,7 +134,7 @@ def _action(record: Record) -> str:
 
 def _changes(record: Record, created: bool) -> Changes:
     """Return the old and new value of every changed field; of a new record, of every field."""
-    state, changes = inspect(record), {}
+    state, changes = inspect(record), dict(record.also_changed)
     for attribute in state.mapper.column_attrs:
         if attribute.key in LEFT_OUT:
             continue
