@@ -11,8 +11,10 @@ from werkzeug.datastructures import FileStorage
 import cli
 import config
 from clinic import (
+    absences,
     accounts,
     appointments,
+    availability,
     listeners,
     passwords,
     refusals,
@@ -34,6 +36,7 @@ from clinic.image_links import image_links
 from clinic.rights import (
     ADMIN,
     CLINICAL,
+    DESK,
     OWN_ACCOUNT,
     OWN_APPOINTMENTS,
     OWN_REPORTS,
@@ -42,8 +45,13 @@ from clinic.rights import (
     guard,
     public,
 )
-from models import Appointment, Patient, Report, User, find, save
+from models import Absence, Appointment, Patient, Report, User, find, save
 from schemas import (
+    AbsenceIn,
+    AbsenceMade,
+    AbsenceOut,
+    AbsenceQuery,
+    AbsenceTrial,
     AppointmentIn,
     AppointmentOut,
     AppointmentPatch,
@@ -53,6 +61,7 @@ from schemas import (
     DuplicateOut,
     ForgottenPassword,
     HistoryOut,
+    HoursOut,
     LogoutQuery,
     Message,
     PasswordChange,
@@ -66,6 +75,8 @@ from schemas import (
     ReportPatch,
     ReportQuery,
     SessionOut,
+    SlotOut,
+    SlotQuery,
     SwapIn,
     SwapOut,
     TokensOut,
@@ -73,12 +84,13 @@ from schemas import (
     UserOut,
     UserPatch,
     UserQuery,
+    WeekIn,
 )
 from server import database, errors, fast_reads, limits, logs, mail, system, web
 from server.database import db
 from server.endpoint import StreamedList, contract
 from server.limits import limiter
-from server.openapi import related_link
+from server.openapi import related_link, version_header
 
 api = Blueprint("api", __name__)
 Files = list[FileStorage]
@@ -229,6 +241,69 @@ def restore_user(user_id: int) -> UserOut:
 def get_user_history(user_id: int) -> list[HistoryOut]:
     """List the changes of a member of the staff."""
     return audit.history(rights.with_history(User, user_id))
+
+
+# --- The desk ---
+
+VERSIONED = {"headers": {"ETag": version_header()}}
+
+
+@api.get("/user/<id:user_id>/hours")
+@guard(SIGNED_IN)
+@contract(tag="Desk", operation=VERSIONED)
+def get_hours(user_id: int) -> StreamedList[HoursOut]:
+    """Get the working hours of a member of the staff."""
+    return availability.hours_of(user_id)
+
+
+@api.put("/user/<id:user_id>/hours")
+@guard(DESK)
+@contract(tag="Desk", errors=(409, 412), operation=VERSIONED)
+def set_hours(user_id: int, json: WeekIn) -> StreamedList[HoursOut]:
+    """Replace the working hours of a member of the staff. Without hours they can be booked at any time."""
+    return availability.set_hours(user_id, json)
+
+
+@api.get("/user/<id:user_id>/absences")
+@guard(SIGNED_IN)
+@contract(tag="Desk")
+def list_absences(user_id: int) -> list[AbsenceOut]:
+    """List the absences of a member of the staff."""
+    return absences.absences_of(user_id)
+
+
+@api.post("/user/<id:user_id>/absences")
+@guard(DESK)
+@contract(201, at="/user/{user_id}/absences/{id}", tag="Desk", errors=(409,), others={200: AbsenceTrial})
+@idempotent(Absence, absences.made_before)
+def create_absence(user_id: int, json: AbsenceIn, query: AbsenceQuery) -> AbsenceMade | Response:
+    """Enter an absence, and hand over or cancel the appointments in its way."""
+    return absences.create(user_id, json, query.dry_run)
+
+
+@api.get("/user/<id:user_id>/absences/<id:absence_id>")
+@guard(SIGNED_IN)
+@contract(tag="Desk")
+def get_absence(user_id: int, absence_id: int) -> AbsenceOut:
+    """Get an absence."""
+    return absences.absence_of(user_id, absence_id)
+
+
+@api.delete("/user/<id:user_id>/absences/<id:absence_id>")
+@guard(DESK)
+@contract(tag="Desk", errors=(409, 412))
+def delete_absence(user_id: int, absence_id: int) -> Message:
+    """Archive an absence. The appointments that it moved stay where they are."""
+    absences.archive(user_id, absence_id)
+    return Message(msg=f"Absence {absence_id} is archived.")
+
+
+@api.get("/slots")
+@guard(SIGNED_IN)
+@contract(tag="Desk")
+def list_slots(query: SlotQuery) -> list[SlotOut]:
+    """List the free slots of doctors, the earliest first."""
+    return availability.free_slots(query)
 
 
 # --- Patients ---

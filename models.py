@@ -6,10 +6,10 @@ what was archived long ago.
 
 import secrets
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from enum import StrEnum
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -36,7 +36,6 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 from sqlalchemy.orm.attributes import set_committed_value
 
-from config import WEEKDAYS
 from server import errors, phones, weekly
 from server.database import Base, UTCDateTime, db
 from server.names import check_name, shows_something
@@ -74,6 +73,18 @@ class PatientStatus(StrEnum):
     DISCHARGED = "discharged"
     TRANSFERRED = "transferred"
     DECEASED = "deceased"
+
+
+class Weekday(StrEnum):
+    """FHIR's DaysOfWeek, https://hl7.org/fhir/valueset-days-of-week.html"""
+
+    MON = "mon"
+    TUE = "tue"
+    WED = "wed"
+    THU = "thu"
+    FRI = "fri"
+    SAT = "sat"
+    SUN = "sun"
 
 
 class AppointmentStatus(StrEnum):
@@ -129,9 +140,6 @@ class Record(Base):
     )
     version: Mapped[int] = mapped_column(sort_order=1)
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime, sort_order=1)
-
-    # what else than the record's own columns a change changed, for the history: {field: [from, to]}
-    also_changed: ClassVar[dict[str, list[Any]]] = {}
 
     @declared_attr.directive
     @classmethod
@@ -608,10 +616,10 @@ class Appointment(ClinicalRecord):
         with db.session.no_autoflush:
             absence, hours = absence_and_hours(self.slot)
         if absence:
-            raise absence.refusal(self.doctor_name)
+            raise absence.refusal(f"The doctor {self.doctor_name}")
         self.off_hours = bool(hours) and not weekly.covers(hours, self.slot.start, self.slot.end)
         if self.off_hours and not off_hours:
-            text = f"{self.doctor_name} does not work on {in_words(self.slot.start, self.slot.end)}."
+            text = f"The doctor {self.doctor_name} does not work on {in_words(self.slot.start, self.slot.end)}."
             raise errors.Conflict(text, {"appointment_datetime": [text]}, code=errors.Code.OFF_HOURS)
 
     def _refuse_impossible_time(self) -> None:
@@ -681,6 +689,10 @@ class Slot:
         """The doctor and the time, without the patient."""
         return self.user_id, self.start, self.minutes
 
+    def of(self, user_id: int) -> "Slot":
+        """Return the same slot of another doctor."""
+        return replace(self, user_id=user_id)
+
     def clash(self, leaving: Collection[int]) -> errors.Conflict | None:
         """Return an error that names the appointment in the way; None if there is none."""
         end = self.start + timedelta(minutes=self.minutes)
@@ -728,20 +740,20 @@ class Week(Record):
         return sorted((row.weekday, row.starts, row.ends) for row in rows)
 
     def set_hours(self, hours: weekly.Hours) -> None:
-        """Replace the hours, which counts as a change of the week. The week must be flushed."""
+        """Replace the hours, which counts as a change of the week. The history tells them as "hours"."""
         before = self.hours
         db.session.execute(delete(WorkingHours).where(WorkingHours.user_id == self.id))
         names = ("user_id", "weekday", "starts", "ends")
         if rows := [dict(zip(names, (self.id, *one), strict=True)) for one in hours]:
             db.session.execute(insert(WorkingHours), rows)
-        self.also_changed = {"hours": [_in_short(before), _in_short(hours)]}
+        inspect(self).info["also_changed"] = {"hours": [_in_short(before), _in_short(hours)]}
         self.updated_at = now()
 
 
 def _in_short(hours: weekly.Hours) -> list[str]:
     """Return the hours as the history tells them: ["mon 08:00-12:30", …]."""
     return [
-        f"{WEEKDAYS[weekday]} {starts // 60:02}:{starts % 60:02}-{ends // 60:02}:{ends % 60:02}"
+        f"{list(Weekday)[weekday]} {starts // 60:02}:{starts % 60:02}-{ends // 60:02}:{ends % 60:02}"
         for weekday, starts, ends in hours
     ]
 
@@ -799,9 +811,9 @@ class Absence(Record):
         if self.starts_at < start_of(today()):
             raise errors.Invalid(starts_at="The absence began before today.")
 
-    def refusal(self, name: str, field: str = "appointment_datetime") -> errors.Conflict:
-        """Return the error for what is to be at the time of this absence of the user `name`. It tells no reason."""
-        text = f"{name} is absent on {in_words(self.starts_at, self.ends_at)}."
+    def refusal(self, who: str, field: str = "appointment_datetime") -> errors.Conflict:
+        """Return the error for what is to be at this time. `who` begins its sentence, which tells no reason."""
+        text = f"{who} is absent on {in_words(self.starts_at, self.ends_at)}."
         return errors.Conflict(text, {field: [text]}, code=errors.Code.ABSENT)
 
 
@@ -1118,6 +1130,12 @@ def _clash(slots: Iterable[Slot], leaving: Collection[int]) -> errors.Conflict:
     for other in leaving:
         return _slot_taken(f"In their new places, this appointment and appointment {other} would overlap.", other)
     return errors.busy("This slot was taken a moment ago, and is free again. Please try again.")
+
+
+def lock_users(user_ids: Collection[int]) -> dict[int, User]:
+    """Return these users by id, archived ones too, locked until the commit. They are locked in the order of ids."""
+    users = select(User).where(User.id.in_(user_ids)).order_by(User.id).with_for_update(key_share=True)
+    return {user.id: user for user in db.session.scalars(users.execution_options(populate_existing=True))}
 
 
 def find(kind: type[Kind], record_id: int, *options: Any) -> Kind:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import date, datetime
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import email_validator
@@ -22,6 +23,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     PlainSerializer,
+    RootModel,
     StringConstraints,
     ValidationInfo,
     WithJsonSchema,
@@ -31,9 +33,11 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from config import CLOCK, minute_of
 from models import (
     HOLDING,
     MINUTES,
+    Absence,
     Appointment,
     AppointmentStatus,
     Patient,
@@ -43,6 +47,7 @@ from models import (
     Role,
     Sex,
     User,
+    Weekday,
 )
 from server import iso8601, phones, sentences, times
 from server.database import UTCDateTime, db
@@ -62,16 +67,22 @@ sentences.name_fields(
     admitted_to="end of the span",
     appointment_datetime="time of the appointment",
     before="id of the entry",
+    cancel_rest="cancelling of the rest",
     date_of_birth="birth date",
     discharged_at="time of discharge",
+    dry_run="dry run",
     duration_minutes="duration in minutes",
+    ends_at="end of the absence",
     everywhere="sign-out everywhere",
     first="first appointment",
     from_="start of the span",
+    hand_over_to="colleague",
     holding="holding of slots",
     is_active="state of the account",
     keep_appointments="keeping of the appointments",
     limit="page size",
+    minutes="length in minutes",
+    off_hours="booking outside of the hours",
     on="day",
     overbooked="overbooking",
     patient_id="patient",
@@ -80,6 +91,7 @@ sentences.name_fields(
     replace_images="replacement of the images",
     second="second appointment",
     sort="order",
+    starts_at="start of the absence",
     to="end of the span",
     user_id="doctor",
     **{"from": "start of the span"},
@@ -377,7 +389,7 @@ class RecordOut(Out):
     """The fields of every record's answer model. Fields that the caller may not see are null."""
 
     kind: ClassVar[type[Record]]
-    _hidden: ClassVar["staticmethod[[type[Record]], Collection[str]]"]
+    _hidden: ClassVar["staticmethod[[type[Record], int | None], Collection[str]]"]
 
     id: int = Field(examples=[1])
     created_at: LocalTime = Field(examples=["2030-03-01T09:12:45+00:00"])
@@ -385,13 +397,13 @@ class RecordOut(Out):
     version: int = Field(examples=[1])
 
     @staticmethod
-    def hide_fields_by(hidden: Callable[[type[Record]], Collection[str]]) -> None:
-        """Make those fields null in every answer that `hidden` returns for its kind of record."""
+    def hide_fields_by(hidden: Callable[[type[Record], int | None], Collection[str]]) -> None:
+        """Make those fields null in every answer that `hidden` returns for its kind of record, and its `user_id`."""
         RecordOut._hidden = staticmethod(hidden)
 
     @model_validator(mode="after")
     def _hide_fields(self) -> Self:
-        for name in self._hidden(self.kind):
+        for name in self._hidden(self.kind, getattr(self, "user_id", None)):
             setattr(self, name, None)
         return self
 
@@ -587,6 +599,9 @@ class AppointmentOut(RecordOut):
     patient_id: int = Field(examples=[1])
     user_id: int = Field(examples=[1])
     overbooked: bool = Field(examples=[False])
+    off_hours: bool = Field(
+        description="Whether it was booked outside of the doctor's hours on purpose.", examples=[False]
+    )
     patient_name: str = Field(examples=["Amina Wanjiru"])
     doctor_name: str = Field(examples=["Tomás Okafor"])
     patient: PatientBrief
@@ -605,6 +620,9 @@ class AppointmentIn(In):
     patient_id: Id = Field(examples=[1])
     user_id: OwnId = Field(None, examples=[])
     overbooked: bool = Field(False, examples=[])
+    off_hours: bool = Field(
+        False, examples=[], description="Whether a time outside of the doctor's hours is meant. Without it that is 409."
+    )
 
 
 class AppointmentPatch(AppointmentIn, Patch):
@@ -655,6 +673,156 @@ class AppointmentQuery(CollectionQuery):
             chosen = [status for status in given.get("status", AppointmentStatus) if (status in HOLDING) is holding]
             given["status"] = chosen or [""]  # no appointment has this status
         return dict(sorted(given.items()))
+
+
+# --- The desk: hours, absences, free slots ---
+
+MOST_HOURS = 56  # of a week: eight a day
+WeekdayField = Annotated[
+    str,
+    _word(
+        Weekday,
+        **{day: day[:3] for day in ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]},
+    ),
+    _enum(Weekday),
+]
+
+
+def _clock(value: object) -> str:
+    if not (isinstance(value, str) and re.fullmatch(CLOCK, value, re.ASCII)):
+        raise ValueError("Please write the time as 08:30; 24:00 ends a day.")
+    return value
+
+
+ClockField = Annotated[
+    str, BeforeValidator(_clock), WithJsonSchema({"type": "string", "pattern": f"^({CLOCK})$", "maxLength": 5})
+]
+
+
+class HoursOut(Out):
+    """Hours of a weekday at which a user works, on the clinic's clocks."""
+
+    weekday: Annotated[str, _enum(Weekday)] = Field(examples=["mon"])
+    from_: str = Field(alias="from", examples=["08:00"])
+    to: str = Field(examples=["12:30"])
+
+
+class HoursIn(In):
+    weekday: WeekdayField = Field(examples=["mon"])
+    from_: ClockField = Field(alias="from", examples=["08:00"])
+    to: ClockField = Field(examples=["12:30"])
+
+    @field_validator("to")
+    @classmethod
+    def _ends_after_it_begins(cls, to: str, before: ValidationInfo) -> str:
+        if (start := before.data.get("from_")) and minute_of(start) >= minute_of(to):
+            raise ValueError("Hours end after they begin. Split hours over midnight at 24:00.")
+        return to
+
+
+class WeekIn(RootModel[Annotated[list[HoursIn], Field(max_length=MOST_HOURS)]]):
+    """The hours of a week. An empty list means: can be booked at any time."""
+
+    model_config = ConfigDict(
+        strict=True, json_schema_extra={"examples": [[{"weekday": "mon", "from": "08:00", "to": "12:30"}]]}
+    )
+
+    @model_validator(mode="after")
+    def _do_not_overlap(self) -> Self:
+        hours = self.hours()
+        if any(one[0] == other[0] and other[1] < one[2] for one, other in pairwise(hours)):
+            raise ValueError("The hours of a day do not overlap.")
+        return self
+
+    def hours(self) -> list[tuple[int, int, int]]:
+        """Return the hours in their order: the weekday from Monday 0, the minute of the start and of the end."""
+        days = list(Weekday)
+        return sorted((days.index(Weekday(one.weekday)), minute_of(one.from_), minute_of(one.to)) for one in self.root)
+
+
+class AbsenceFields(Out):
+    user_id: int = Field(examples=[1])
+    starts_at: LocalTime = Field(examples=["2030-03-04T00:00:00+00:00"])
+    ends_at: LocalTime = Field(examples=["2030-03-06T00:00:00+00:00"])
+    reason: str | None = Field(description="Null for other doctors.", examples=["Training"])
+
+
+class AbsenceOut(AbsenceFields, RecordOut):
+    kind = Absence
+
+
+class AbsenceIn(In):
+    starts_at: Annotated[Instant, AfterValidator(times.WrittenTime.of_minutes)] = Field(
+        examples=["2030-03-04T00:00:00+00:00"], description="A time, or a date for the start of that day."
+    )
+    ends_at: Annotated[datetime, BeforeValidator(times.read_until), _written("")] = Field(
+        examples=["2030-03-05"], description="A time, or a date for the end of that day."
+    )
+    reason: Reason = Field("", examples=["Training"])
+    hand_over_to: Id | None = Field(
+        None, examples=[], description="A colleague who gets the appointments, at the same times."
+    )
+    cancel_rest: bool = Field(
+        False,
+        examples=[],
+        description="Whether to cancel the appointments that the colleague cannot take; without a colleague, all.",
+    )
+
+
+class AbsenceQuery(In):
+    dry_run: bool = Field(False, description="Whether to say only what the request would do.")
+
+
+class AbsenceMade(Out):
+    """An absence with the ids of the appointments that were handed over and cancelled for it."""
+
+    absence: AbsenceOut
+    handed_over: list[int] = Field(examples=[[]])
+    cancelled: list[int] = Field(examples=[[]])
+
+    @property
+    def id(self) -> int:
+        """The id of the absence, for its address."""
+        return self.absence.id
+
+
+class SlotOut(Out):
+    """A time at which a doctor is free."""
+
+    user_id: int = Field(examples=[1])
+    doctor_name: str = Field(examples=["Tomás Okafor"])
+    start: LocalTime = Field(examples=["2030-03-04T10:00:00+00:00"])
+    end: LocalTime = Field(examples=["2030-03-04T10:30:00+00:00"])
+
+
+class ClashOut(Out):
+    """An appointment that the colleague cannot take."""
+
+    appointment: AppointmentOut
+    conflict: AppointmentOut | None = Field(
+        description="The appointment in the way. Null where the colleague is absent or does not work."
+    )
+    alternatives: list[SlotOut] = Field(description="The next times at which the colleague and the patient are free.")
+
+
+class AbsenceTrial(Out):
+    """What a request for an absence would do."""
+
+    absence: AbsenceFields
+    handed_over: list[int] = Field(examples=[[]])
+    cancelled: list[int] = Field(examples=[[]])
+    clashes: list[ClashOut]
+
+
+class SlotQuery(In):
+    user_id: PeopleIds = []
+    from_: SpanStart | None = Field(None, alias="from", description="By default now. Earlier slots are left out.")
+    to: Annotated[datetime, BeforeValidator(times.read_before), _written(""), _after_start("from_")] | None = Field(
+        None, description="By default 14 days after the start, at most 62. A date includes the whole day."
+    )
+    minutes: Annotated[Count, Field(ge=MINUTES[0], le=MINUTES[1])] = 30
+    patient_id: Id | None = Field(None, description="Leaves out the times at which this patient is elsewhere.")
+    limit: Annotated[Count, Field(ge=1, le=500)] = 50
 
 
 # --- Reports ---

@@ -21,13 +21,17 @@ Sign in with `POST /login` and send `Authorization: Bearer <access_token>`. The 
     tags={
         "Accounts": "Sign up, sign in, sign out.",
         "Staff": "The staff directory.",
+        "Desk": "Working hours, absences, and free slots.",
         "Patients": "Patients.",
         "Appointments": "Appointments, each with the names of patient and doctor.",
         "Reports": "Medical reports and their images.",
         "Audit": "The history of every record, and sign-ins.",
         "Server": "The server itself.",
     },
-    shown={"conflict": ["AppointmentOut"], "current": ["UserOut", "PatientOut", "AppointmentOut", "ReportOut"]},
+    shown={
+        "conflict": ["AppointmentOut"],
+        "current": ["UserOut", "PatientOut", "AppointmentOut", "ReportOut", "AbsenceOut"],
+    },
 )
 LINKS = {"sign up": "/signup", "sign in": "/login"}  # `GET /` answers these, and the links of the server itself
 

@@ -54,14 +54,15 @@ def idempotent(kind: type[Record], show: Callable[[int], Any], lease: bool = Fal
     """Decorate a view that makes a record of `kind`: a repeated request with the same key answers `show(id)` instead.
 
     The view calls `made(record)`, which ties the key to the record in the same transaction. A view that uploads needs
-    `lease=True`: its key is committed before the view runs, and deleted if the view fails.
+    `lease=True`: its key is committed before the view runs, and deleted if the view fails. A dry run makes nothing and
+    claims no key.
     """
 
     def decorate(view: View) -> View:
         @wraps(view)
         def once(**arguments: Any) -> Any:
             key = request.headers.get("Idempotency-Key")
-            if key is None:
+            if key is None or getattr(arguments.get("query"), "dry_run", False):
                 return view(**arguments)
             if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
                 raise errors.BadRequest("An Idempotency-Key has 1 to 255 visible ASCII characters, a UUID say.")
@@ -131,9 +132,11 @@ def made(record: Record) -> None:
 def _fingerprint(view: str, arguments: dict[str, Any]) -> str:
     """Return a digest of the fields and the files' content. The body itself will not do: its boundary changes."""
 
-    def to_json(part: BaseModel | Sequence[FileStorage]) -> Any:
+    def to_json(part: BaseModel | Sequence[FileStorage] | int) -> Any:
         if isinstance(part, BaseModel):
             return part.model_dump(mode="json")
+        if isinstance(part, int):  # an id of the path
+            return part
         return [_sha256(file) for file in part]
 
     content = json.dumps([view, {name: to_json(part) for name, part in arguments.items()}], sort_keys=True)

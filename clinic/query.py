@@ -243,10 +243,10 @@ class Statements:
             or (first in ("patient_id", "date_of_birth") and name != first)
             or (first == "user_id" and name == "status")
         )
-        return _WithoutIndex(self.columns[name]) if hidden else self.columns[name]
+        return WithoutIndex(self.columns[name]) if hidden else self.columns[name]
 
 
-class _WithoutIndex(FunctionElement[Any]):
+class WithoutIndex(FunctionElement[Any]):
     """Hides this column's index from SQLite's planner, which has no statistics.
 
     See "unary plus" in https://sqlite.org/optoverview.html. Milliseconds at 100,000 rows, with it and without it:
@@ -256,17 +256,17 @@ class _WithoutIndex(FunctionElement[Any]):
 
     inherit_cache = True
 
-    def __init__(self, column: ColumnElement[Any]) -> None:
+    def __init__(self, column: Any) -> None:
         super().__init__(column)
         self.type = column.type
 
 
-@compiles(_WithoutIndex)
+@compiles(WithoutIndex)
 def _plain_column(element: Any, compiler: Any, **kwargs: Any) -> str:
     return str(compiler.process(element.clauses, **kwargs))
 
 
-@compiles(_WithoutIndex, "sqlite")
+@compiles(WithoutIndex, "sqlite")
 def _unary_plus(element: Any, compiler: Any, **kwargs: Any) -> str:
     return f"+{compiler.process(element.clauses, **kwargs)}"
 

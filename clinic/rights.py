@@ -12,7 +12,7 @@ from flask import g
 import models
 import schemas
 from clinic.sessions import Caller, identify, identify_again
-from models import Appointment, Patient, Record, Report, Role, User
+from models import Absence, Appointment, Patient, Record, Report, Role, User, Week
 from server import errors, sentences
 from server.endpoint import Access, View, check_if_match, with_access
 from server.endpoint import public as public
@@ -27,16 +27,26 @@ OWN_APPOINTMENTS = Access(
     "administrators, receptionists, and doctors for their own appointments", tuple(Role), may_forbid=True
 )
 CLINICAL = Access("doctors and administrators", CLINICIANS, may_forbid=True)
+DESK = Access("administrators, receptionists, and everybody for themselves", tuple(Role), may_forbid=True)
 OWN_REPORTS = Access("administrators, and doctors for their own reports", CLINICIANS, may_forbid=True)
 ADMIN = Access("administrators", (Role.ADMIN,), may_forbid=True)
 
 # The column with the owner's id. Patients have no owner.
-OWNER: dict[type[Record], str | None] = {User: "id", Patient: None, Appointment: "user_id", Report: "user_id"}
+OWNER: dict[type[Record], str | None] = {
+    User: "id",
+    Week: "id",
+    Absence: "user_id",
+    Patient: None,
+    Appointment: "user_id",
+    Report: "user_id",
+}
 
 # Which records a role may create and change: any, or those whose owner is the caller.
 ANY, OWN = "any", "own"
 CHANGED_BY: dict[type[Record], dict[str, str]] = {
     User: {Role.ADMIN: ANY, Role.DOCTOR: OWN, Role.RECEPTIONIST: OWN},
+    Week: {Role.ADMIN: ANY, Role.DOCTOR: OWN, Role.RECEPTIONIST: ANY},  # and book outside of the hours on purpose
+    Absence: {Role.ADMIN: ANY, Role.DOCTOR: OWN, Role.RECEPTIONIST: ANY},
     Patient: {Role.ADMIN: ANY, Role.DOCTOR: ANY, Role.RECEPTIONIST: ANY},
     Appointment: {Role.ADMIN: ANY, Role.DOCTOR: OWN, Role.RECEPTIONIST: ANY},
     Report: {Role.ADMIN: ANY, Role.DOCTOR: OWN},
@@ -44,8 +54,11 @@ CHANGED_BY: dict[type[Record], dict[str, str]] = {
 
 # Only these roles see and change these fields. In answers to all others they are null.
 SEEN_BY: dict[type[Record], dict[str, Collection[str]]] = {
-    Patient: {"diagnosis": CLINICIANS, "doctor_summary": CLINICIANS}
+    Absence: {"reason": (Role.ADMIN, Role.RECEPTIONIST)},
+    Patient: {"diagnosis": CLINICIANS, "doctor_summary": CLINICIANS},
 }
+SEEN_BY_OWNER = (Absence,)  # the owner sees all fields of these
+OTHER_PEOPLES = {User: "accounts", Week: "hours"}  # in sentences; of the other kinds: "reports"
 
 # Only an administrator may change these fields. Anybody may send their present value back.
 ADMIN_FIELDS: dict[type[Record], set[str]] = {User: {"role", "is_active"}, Appointment: {"overbooked"}}
@@ -63,8 +76,10 @@ def caller() -> Caller:
     return who
 
 
-def hidden_fields(kind: type[Record]) -> frozenset[str]:
+def hidden_fields(kind: type[Record], owner_id: int | None = None) -> frozenset[str]:
     """Return the fields that the caller may not see in records of this kind. Without a caller nobody sees them."""
+    if kind in SEEN_BY_OWNER and "caller" in g and owner_id == g.caller.id:
+        return frozenset()
     return _hidden_from(kind, g.caller.role if "caller" in g else "")
 
 
@@ -105,9 +120,34 @@ def change(record: Record, changes: dict[str, Any]) -> None:
     changes = _without_hidden_fields(record, changes)
     old_slot = record.slot if isinstance(record, Appointment) else None
     record.change(changes)
-    if isinstance(record, Appointment) and record.slot != old_slot and record.overbooked and not caller().is_admin:
-        record.overbooked = False  # an administrator allowed it for the old slot
+    if isinstance(record, Appointment) and record.slot != old_slot:
+        _allow_new_slot(record)
     _refuse_others(type(record), _owner_of(record), "change" if record.id else "create")
+
+
+def _allow_new_slot(appointment: Appointment) -> None:
+    if appointment.off_hours:
+        _refuse_others(Week, appointment.user_id, "book outside of")
+    if loses_overbooking(appointment):
+        appointment.overbooked = False
+
+
+def loses_overbooking(appointment: Appointment) -> bool:
+    """Return whether the caller's move makes the appointment an ordinary one: it was allowed for the old slot alone."""
+    return appointment.overbooked and not caller().is_admin
+
+
+def staff_for_update(kind: type[Record], *user_ids: int) -> dict[int, User]:
+    """Return users by id, locked until the commit, in the order of ids.
+
+    The caller may change the first user's records of this kind. Raises `NotFound` if that user is archived, or
+    `Forbidden`.
+    """
+    users = models.lock_users(user_ids)
+    if (user := users.get(user_ids[0])) is None or user.deleted_at:
+        raise errors.NotFound(f"There is no user {user_ids[0]}.")
+    _refuse_others(kind, user.id, "change")
+    return users
 
 
 def create(kind: type[Kind], fields: dict[str, Any]) -> Kind:
@@ -144,7 +184,7 @@ def _refuse_others(kind: type[Record], owner_id: int | None, verb: str) -> None:
     if allowed == ANY or (allowed == OWN and owner_id == caller().id):
         return
     who = _in_words(role for role, which in CHANGED_BY[kind].items() if which == ANY)
-    what = "accounts" if kind is User else f"{kind.noun()}s"
+    what = OTHER_PEOPLES.get(kind, f"{kind.noun()}s")
     raise errors.Forbidden(f"Only {who} can {verb} other people's {what}.")
 
 

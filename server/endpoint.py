@@ -5,7 +5,7 @@ The code is our own: libraries for this are slower by half or more, or repeat a 
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -65,6 +65,7 @@ class Contract:
     inputs: Mapping[str, type[BaseModel]]  # the model of "json", "form" or "query"
     files: bool  # whether the view takes images
     answer: Any  # a type; `Response` where the view writes its answer itself
+    others: Mapping[int, Any] = field(default_factory=dict)  # the types of other successes, which the view writes
 
 
 def log_access(records_shown: str, asked_by: str = "") -> None:
@@ -78,11 +79,11 @@ def caller_and_request() -> str:
     return f"user {g.caller.id} {request.method} {request.path}"
 
 
-def check_if_match(version: int, record: errors.RecordId) -> None:
+def check_if_match(version: int, record: errors.RecordId | None) -> None:
     """Raise `PreconditionFailed` when If-Match names another version (RFC 9110 section 13.1.1).
 
     A weak tag counts, which the RFC would refuse: nginx makes our tag weak where it compresses the answer. The answer
-    shows the record.
+    shows the record, if one is named.
     """
     if "If-Match" in request.headers and not request.if_match.contains_weak(str(version)):
         text = f"The record has changed: it is at version {version} now. Read it again."
@@ -98,6 +99,7 @@ def contract(
     tokens: Collection[str] | None = None,
     uses_database: bool = True,
     operation: Mapping[str, Any] | None = None,
+    others: Mapping[int, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
     """Read the view's input, call the view, and write its answer. `Contract` explains the arguments.
 
@@ -107,7 +109,9 @@ def contract(
     """
 
     def decorate(view: Callable[..., Any]) -> Callable[..., Response]:
-        terms = Contract(status, at, tag, errors, tokens, uses_database, operation or {}, *_annotations(view))
+        terms = Contract(
+            status, at, tag, errors, tokens, uses_database, operation or {}, *_annotations(view), others or {}
+        )
         route = _route(view, terms)
         route.contract = terms  # type: ignore[attr-defined]
         return route
@@ -125,6 +129,8 @@ def _annotations(view: Callable[..., Any]) -> tuple[dict[str, type[BaseModel]], 
     answer = hints["return"]
     if get_origin(answer) is StreamedList:
         answer = list[get_args(answer)[0]]  # type: ignore[misc]
+    if Response in get_args(answer):  # the view writes some answers itself
+        answer = next(kind for kind in get_args(answer) if kind is not Response)
     return {name: hints[name] for name in PARSERS if name in hints}, "images" in hints, answer
 
 
@@ -149,7 +155,7 @@ def _route(view: Callable[..., Any], terms: Contract) -> Callable[..., Response]
         if isinstance(version := getattr(answer, "version", None), int):
             response.set_etag(str(version))
         if terms.at:
-            response.headers["Location"] = terms.at.format(id=answer.id)
+            response.headers["Location"] = terms.at.format_map({**path, "id": answer.id})
         return response
 
     return route

@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
@@ -27,9 +27,11 @@ log = logging.getLogger("hosi")
 Fields = Mapping[str, list[str]]
 RecordId = tuple[Any, int]  # the class of a record, and its id
 MOST_FAULTS = 20  # messages that an answer names
+MOST_CONFLICTS = 20  # records in the way that an answer shows
 LONGEST_NAME = 50  # characters of a field's name in an answer; a client may send any name
 LARGEST_ANSWER = 16 * 1024  # bytes of an error's body without `current`
 LONGEST_TEXT = 500  # characters of a text in `conflict`, where the body would be larger
+LONGEST_TEXT_OF_MANY = 80  # the same, in `conflicts`
 
 
 class Code(StrEnum):
@@ -67,7 +69,8 @@ class Code(StrEnum):
 class APIError(Exception):
     """An error with its HTTP status and JSON body. Each subclass names a status and its usual code.
 
-    `conflict` and `current` name a record that the answer shows: the one in the way, or the one that has changed.
+    `conflict` and `current` name a record that the answer shows: the one in the way, or the one that has changed. Of
+    `conflicts`, all records in the way, the answer shows the first and counts all.
     """
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -81,6 +84,7 @@ class APIError(Exception):
         *,
         code: Code | None = None,
         conflict: RecordId | None = None,
+        conflicts: Sequence[RecordId] = (),
         current: RecordId | None = None,
     ) -> None:
         super().__init__(msg)
@@ -88,7 +92,7 @@ class APIError(Exception):
         self.errors = errors
         self.headers = dict(headers or {})
         self.code = code or self.code
-        self.conflict, self.current = conflict, current
+        self.conflict, self.conflicts, self.current = conflict, conflicts, current
 
 
 class BadRequest(APIError):
@@ -311,6 +315,13 @@ def respond(error: APIError) -> Response:
     if error.conflict and (record := show(*error.conflict)):
         fits = len(jsonify({**body, "conflict": record}).data) <= LARGEST_ANSWER
         body["conflict"] = record if fits else _shortened(record)
+    if error.conflicts:
+        records = [record for one in error.conflicts[:MOST_CONFLICTS] if (record := show(*one))]
+        body |= {"conflicts": records, "total": len(error.conflicts)}
+        if len(jsonify(body).data) > LARGEST_ANSWER:
+            body["conflicts"] = [_shortened(record, LONGEST_TEXT_OF_MANY) for record in records]
+        while len(jsonify(body).data) > LARGEST_ANSWER:  # long names
+            body["conflicts"].pop()
     if error.current and (record := show(*error.current)):
         body["current"] = record
     response = jsonify(body)
@@ -319,10 +330,10 @@ def respond(error: APIError) -> Response:
     return response
 
 
-def _shortened(record: dict[str, Any]) -> dict[str, Any]:
+def _shortened(record: dict[str, Any], longest: int = LONGEST_TEXT) -> dict[str, Any]:
     """Return the fields with long texts cut."""
     return {
-        name: f"{value[: LONGEST_TEXT - 1]}…" if isinstance(value, str) and len(value) > LONGEST_TEXT else value
+        name: f"{value[: longest - 1]}…" if isinstance(value, str) and len(value) > longest else value
         for name, value in record.items()
     }
 

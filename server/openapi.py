@@ -16,7 +16,7 @@ from flask import Flask
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from server.errors import Code
+from server.errors import MOST_CONFLICTS, Code
 from server.multipart import MOST_FILES
 from server.routes import JSON, Route, routes
 from server.web import LARGEST_ID
@@ -150,6 +150,11 @@ def related_link(about: str) -> JSON:
     return {"description": f'{about}: `<…>; rel="related"`.', "required": False, "schema": _TEXT}
 
 
+def version_header() -> JSON:
+    """Return the description of the `ETag` of an answer that shows no version."""
+    return _header("ETag")
+
+
 def redirect(about: str) -> JSON:
     """Return the description of an answer that redirects."""
     return {"description": about, "headers": {"Location": _header("Location")}}
@@ -232,6 +237,7 @@ class Models:
     def __init__(self, routes: list[Route]) -> None:
         inputs = [model for route in routes for model in route.contract.inputs.values()]
         answers = [route.contract.answer for route in routes if route.is_json]
+        answers += [answer for route in routes for answer in route.contract.others.values()]
         self._found, self._generated = _schemas(tuple(inputs), tuple(answers))
         enums: dict[str, JSON] = {}
         self.definitions: dict[str, JSON] = {
@@ -376,6 +382,9 @@ def _operation(route: Route, models: Models) -> JSON:
         operation["requestBody"] = _body(route, route.body, models)
     usual = {"headers": {"X-Request-ID": _header("X-Request-ID")}}
     responses = {code: {**usual, **answer} for code, answer in contract.operation.get("responses", {}).items()}
+    for code, answer in contract.others.items():
+        content = {"application/json": {"schema": models.of_answer(answer)}}
+        responses[str(code)] = {"description": "OK.", **usual, "content": content}
     if route.is_json:
         responses[str(contract.status)] = _answer(route, models)
     responses |= {str(code): _ref("responses", ERRORS[code][0]) for code in sorted(route.errors)}
@@ -422,7 +431,16 @@ def _problem(about: About, models: Models) -> JSON:
             ("current", "The record as it is now, with `stale`."),
         )
     }
-    return {**PROBLEM, "properties": PROBLEM["properties"] | {n: field for n, field in shown.items() if field["anyOf"]}}
+    fields: JSON = {name: schema for name, schema in shown.items() if schema["anyOf"]}
+    if "conflict" in fields:
+        about_list = f"The records in the way of something that takes long, {MOST_CONFLICTS} at most."
+        fields["conflicts"] = {
+            "type": "array",
+            "items": {"anyOf": shown["conflict"]["anyOf"]},
+            "description": about_list,
+        }
+        fields["total"] = {"type": "integer", "description": "How many records are in the way. Sent with `conflicts`."}
+    return {**PROBLEM, "properties": PROBLEM["properties"] | fields}
 
 
 def _bearer(about: str) -> JSON:

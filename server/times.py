@@ -166,6 +166,26 @@ def read_end(value: object) -> datetime:
     return bound.astimezone(UTC) if bound.tzinfo else instant_of(bound, last=True)
 
 
+def _after_day(day: date) -> datetime:
+    _refuse_year((day + DAY).year)
+    return start_of(day + DAY)
+
+
+def read_before(value: object) -> datetime:
+    """Read the end of a span that is outside of it, as `read_end` does; a date means the start of the next day."""
+    bound = _read_bound(value)
+    return read_end(value) if isinstance(bound, datetime) else _after_day(bound)
+
+
+def read_until(value: object) -> datetime:
+    """Read the end of something that is entered: a whole minute, or a date for the end of that day.
+
+    A wall clock that comes twice means the second. Raises ValueError as `read_instant` does.
+    """
+    parsed, _ = _read_moment(value)
+    return read_instant(value).of_minutes().last() if isinstance(parsed, datetime) else _after_day(parsed)
+
+
 def read_day(value: object) -> date:
     """Read an ISO 8601 date, or a time that begins a day by its own offset or by the clinic's: browsers send both.
 

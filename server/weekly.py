@@ -71,14 +71,29 @@ def cross_midnight(hours: Hours) -> bool:
     return any(ends == END_OF_DAY for *_, ends in hours)
 
 
-def without(span: Span, busy: Iterable[Span]) -> Iterator[Span]:
-    """Yield the parts of a span that no busy span covers. The busy spans are sorted by their start."""
-    start, end = span
-    for begins, ends in busy:
-        if begins >= end:
-            break
-        if begins > start:
-            yield start, begins
-        start = max(start, ends)
-    if start < end:
-        yield start, end
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """Return the spans in their order, those that touch or overlap as one."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((start, end))
+    return found
+
+
+def without(spans: Iterable[Span], busy: Sequence[Span]) -> Iterator[Span]:
+    """Yield the parts of the spans that no busy span covers, in their order. Both are in their order, and disjoint."""
+    place = 0
+    for start, end in spans:
+        while place < len(busy) and busy[place][1] <= start:
+            place += 1
+        while place < len(busy) and busy[place][0] < end:
+            if busy[place][0] > start:
+                yield start, busy[place][0]
+            start = busy[place][1]
+            if start >= end:
+                break
+            place += 1
+        if start < end:
+            yield start, end

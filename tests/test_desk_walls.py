@@ -64,9 +64,7 @@ def test_what_holds_no_slot_is_in_nobodys_way(app: Flask, doctor: Client) -> Non
         sql(app, "UPDATE absences SET deleted_at = NULL")
 
 
-def test_an_appointment_does_not_go_to_a_doctor_who_is_absent(
-    app: Flask, doctor: Client, other_doctor: Client
-) -> None:
+def test_an_appointment_does_not_go_to_a_doctor_who_is_absent(app: Flask, doctor: Client, other_doctor: Client) -> None:
     booked = make_appointment(doctor, make_patient(doctor)["id"], "2030-03-01T10:00")["id"]
     sql(app, absence(app, other_doctor.user["id"], "2030-03-01T10:10", "2030-03-01T10:20"))
     with pytest.raises(IntegrityError):

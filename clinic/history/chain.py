@@ -134,7 +134,8 @@ def _action(record: Record) -> str:
 
 def _changes(record: Record, created: bool) -> Changes:
     """Return the old and new value of every changed field; of a new record, of every field."""
-    state, changes = inspect(record), dict(record.also_changed)
+    state = inspect(record)
+    changes: Changes = state.info.pop("also_changed", {})  # what is not a column of the record
     for attribute in state.mapper.column_attrs:
         if attribute.key in LEFT_OUT:
             continue

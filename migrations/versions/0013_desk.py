@@ -6,7 +6,7 @@ On PostgreSQL each of the two triggers locks the doctor's row first: an absence 
 after the other. Under REPEATABLE READ the second would not see the first, so the triggers refuse it.
 
 Revision ID: 0013
-Revises: 0011
+Revises: 0012
 Create Date: 2026-11-27 07:00:00
 """
 
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0013"
-down_revision = "0011"
+down_revision = "0012"
 branch_labels = None
 depends_on = None
 
