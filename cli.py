@@ -30,7 +30,7 @@ from clinic import (
 from clinic.history import keys, rotation, verification
 from clinic.stores import StoreError
 from config import is_known_zone
-from models import Appointment, Image, Patient, Report, Role, User
+from models import Absence, Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
 from server import database, errors
 from server.database import db
@@ -135,6 +135,7 @@ def erase(before: datetime, dry_run: bool) -> None:
         (Report, "other reports, each with images,"),
         (Appointment, "other appointments"),
         (Image, "images that were replaced or taken away"),
+        (Absence, "absences"),
         (User, "users"),
     ):
         found = list(db.session.scalars(archive.erasable(kind, before)))

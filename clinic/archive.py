@@ -9,6 +9,7 @@ from sqlalchemy import Select, delete, exists, select
 import models
 from clinic import search
 from models import (
+    Absence,
     Appointment,
     IdempotencyKey,
     Image,
@@ -19,6 +20,8 @@ from models import (
     Report,
     Upload,
     User,
+    Week,
+    WorkingHours,
 )
 from server.database import db
 from server.times import now
@@ -70,7 +73,8 @@ def erasable(kind: type[Record], before: datetime) -> Select[int]:
 
 
 def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
-    """Erase an archived record for good: a patient with reports and appointments, a report with its images.
+    """Erase an archived record for good: a patient with reports and appointments, a report with its images, a user with
+    hours and absences.
 
     Commits nothing: run it in a transaction, so that a killed purge leaves no half record. Returns False if the record
     was restored meanwhile. The history keeps its entries without their values. `images.sweep` destroys the files.
@@ -86,6 +90,9 @@ def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
     _delete(db.session.scalars(select(Image).where(Image.report_id.in_(reports))).all())
     _delete(child for child in doomed if child is not record)
     if isinstance(record, User):
+        db.session.execute(delete(WorkingHours).where(WorkingHours.user_id == record_id))
+        _delete(db.session.scalars(select(Week).where(Week.id == record_id)).all())
+        _delete(db.session.scalars(select(Absence).where(Absence.user_id == record_id)).all())
         for table in (LoginSession, PasswordReset, IdempotencyKey):
             db.session.execute(delete(table).where(table.user_id == record_id))
     _delete([record])

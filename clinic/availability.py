@@ -270,7 +270,7 @@ def busy_times(span: Span, user_ids: Collection[int], patient_ids: Collection[in
         Appointment.appointment_datetime < end,
     )
     absent = Absence.deleted_at.is_(None), Absence.starts_at < end, Absence.ends_at > start
-    none: Any = literal(None, Integer)
+    none: Any = literal(0, Integer)
     parts: list[Select[Any]] = [
         select(Appointment.user_id, none, *times, Appointment.id).where(*holding, Appointment.user_id.in_(user_ids)),
         select(Absence.user_id, none, _Seconds(Absence.starts_at), _Seconds(Absence.ends_at), Absence.id).where(
@@ -282,7 +282,7 @@ def busy_times(span: Span, user_ids: Collection[int], patient_ids: Collection[in
         parts.append(select(none, Appointment.patient_id, *times, Appointment.id).where(*of_patients))
     busy = Busy()
     for user_id, patient_id, begin, finish, appointment_id in db.session.execute(union_all(*parts)):
-        if patient_id is None:
+        if user_id:
             busy.of_user.setdefault(user_id, []).append((begin, finish))
         else:
             busy.of_patient.setdefault(patient_id, []).append((begin, finish, appointment_id))

@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from flask import current_app
 from sqlalchemy import Connection, Table, bindparam, func, select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.attributes import set_committed_value
 
 from clinic.history import chain
 from clinic.timezone import ENTERED, has_times, unknown
-from models import HOLDING, Appointment, Clinic, Patient, Record
+from models import HOLDING, Absence, Appointment, Clinic, Patient, Record
 from server.database import db, in_transaction, reader, upsert
 from server.times import instant_of
 
@@ -22,10 +23,11 @@ WARNING = (
     "history: GET /audit."
 )
 BATCH = 500  # records in memory together
-FOUR_CENTURIES = timedelta(days=146_097)  # appointments put aside lie so much earlier, where no appointment lies
-
-_appointments = cast(Table, Appointment.__table__)
-_back = update(_appointments).where(_appointments.c.id == bindparam("of")).values(appointment_datetime=bindparam("at"))
+FOUR_CENTURIES = timedelta(days=146_097)  # records put aside lie so much earlier, where no other record lies
+ASIDE: tuple[type[Record], ...] = (
+    Absence,
+    Appointment,
+)  # are put aside: on its way from time to time one would meet another
 
 
 class NotChanged(Exception):
@@ -56,7 +58,7 @@ def change_timezone(zone: str, keep_wall_clock: bool, dry_run: bool, advance: Ca
     def change() -> Moves:
         connection = db.session.connection(execution_options={"unhurried": True})
         if connection.dialect.name == "postgresql":
-            connection.execute(text("LOCK TABLE patients, appointments IN SHARE ROW EXCLUSIVE MODE"))
+            connection.execute(text("LOCK TABLE patients, absences, appointments IN SHARE ROW EXCLUSIVE MODE"))
         old = connection.scalar(select(Clinic.timezone))
         keeps = keep_wall_clock and has_times(connection)
         if keeps and old is None:
@@ -92,19 +94,19 @@ def _store(connection: Connection, old: str | None, zone: str) -> None:
 def _keep_wall_clocks(old: ZoneInfo, advance: Callable[[int], None]) -> Moves:
     """Move the entered times of all records from the old zone to the new, archived records too. Commits nothing.
 
-    The appointments are first put aside: on its way from slot to slot one would meet another.
+    Raises `NotChanged` if times would overlap then.
     """
     moves = Moves()
     _refuse_overlaps(old)
-    _put_appointments_aside()
+    for kind in ASIDE:
+        _put_aside(kind)
     for kind, names in ENTERED.items():
         for records in _batches(kind):
             for record in records:
                 for name in names:
                     _move(record, name, old, moves)
                 _refuse_backward_stay(record)
-            _put_back_unmoved(records)
-            db.session.flush()
+            _write(records)
             advance(len(records))
             db.session.expunge_all()
     return moves
@@ -144,16 +146,29 @@ def _refuse_overlaps(old: ZoneInfo) -> None:
                 )
 
 
-def _put_appointments_aside() -> None:
-    days = -FOUR_CENTURIES.days
-    aside = text(
-        f"strftime('%Y-%m-%d %H:%M:%f000', appointment_datetime, '{days} days')"
-        if db.engine.dialect.name == "sqlite"
-        else f"appointment_datetime + interval '{days * 24} hours'"
-    )
-    db.session.connection().execute(
-        update(_appointments).values(appointment_datetime=aside, updated_at=_appointments.c.updated_at)
-    )
+def _write(records: list[Record]) -> None:
+    """Write the moves. Raises `NotChanged` where a time would overlap an absence."""
+    try:
+        _put_back(records)
+        db.session.flush()
+    except IntegrityError:
+        zone = current_app.config["TIMEZONE"]
+        raise NotChanged(
+            f"An absence would overlap another one or an appointment by the clocks of {zone}. Archive it first."
+        ) from None
+
+
+def _put_aside(kind: type[Record]) -> None:
+    days, table = -FOUR_CENTURIES.days, cast(Table, kind.__table__)
+    aside: dict[str, Any] = {
+        name: text(
+            f"strftime('%Y-%m-%d %H:%M:%f000', {name}, '{days} days')"
+            if db.engine.dialect.name == "sqlite"
+            else f"{name} + interval '{days * 24} hours'"
+        )
+        for name in ENTERED[kind]
+    }
+    db.session.connection().execute(update(table).values(**aside, updated_at=table.c.updated_at))
 
 
 def _batches(kind: type[Record]) -> Iterator[list[Record]]:
@@ -168,7 +183,7 @@ def _move(record: Record, name: str, old: ZoneInfo, moves: Moves) -> None:
     column = f"{record.__tablename__}.{name}"
     moves.counts.setdefault(column, 0)
     instant: datetime | None = getattr(record, name)
-    if isinstance(record, Appointment) and instant:
+    if isinstance(record, ASIDE) and instant:
         instant += FOUR_CENTURIES
         set_committed_value(record, name, instant)
     if instant is None or instant.microsecond % 1000:  # the server's own clock: clients write milliseconds at most
@@ -192,12 +207,19 @@ def _refuse_backward_stay(record: Record) -> None:
         )
 
 
-def _put_back_unmoved(records: list[Record]) -> None:
-    """Put back the appointments that were put aside and keep their instant."""
+def _put_back(records: list[Record]) -> None:
+    """Put back the times that were put aside and keep their instant. The flush writes those that have changed."""
+    kind = type(records[0])
+    if kind not in ASIDE:
+        return
+    table = cast(Table, kind.__table__)
+    back = update(table).where(table.c.id == bindparam("of"))
+    back = back.values({name: bindparam(f"at_{name}") for name in ENTERED[kind]} | {"updated_at": table.c.updated_at})
+    partly = len(ENTERED[kind]) > 1  # then a time may stay while another of the record changes
     unmoved = [
-        {"of": record.id, "at": record.appointment_datetime}
+        {"of": record.id, **{f"at_{name}": getattr(record, name) for name in ENTERED[kind]}}
         for record in records
-        if isinstance(record, Appointment) and record not in db.session.dirty
+        if partly or record not in db.session.dirty
     ]
     if unmoved:
-        db.session.connection().execute(_back, unmoved)
+        db.session.connection().execute(back, unmoved)

@@ -36,7 +36,7 @@ def held_up(app: Flask, statement: Executable) -> Iterator[None]:
 
 def snapshot(app: Flask) -> dict[str, list[Any]]:
     """All that users, patients, appointments, reports and images hold: what a refused request must leave as it was."""
-    kept = ("users", "patients", "appointments", "reports", "images", "uploads")
+    kept = ("users", "weeks", "working_hours", "absences", "patients", "appointments", "reports", "images", "uploads")
     with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as connection:
         rows = {n: [tuple(r) for r in connection.exec_driver_sql(f"SELECT * FROM {n} ORDER BY 1")] for n in kept}
     return {**rows, "files": sorted(stored_files(app))}

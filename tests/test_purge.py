@@ -74,6 +74,7 @@ def test_a_dry_run_says_what_would_be_erased_and_erases_nothing(app: Flask, admi
         "1 other reports, each with images, would be erased: 2",
         "0 other appointments would be erased: none",
         "0 images that were replaced or taken away would be erased: none",
+        "0 absences would be erased: none",
         "0 users would be erased: none",
     ]
     assert (count(app, "patients"), count(app, "reports"), len(stored_files(app))) == (2, 2, 2)

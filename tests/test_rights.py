@@ -50,6 +50,13 @@ RIGHTS = {
     "DELETE /user/<id:user_id>": ADMIN,
     "POST /user/<id:user_id>/restore": ADMIN,
     "GET /user/<id:user_id>/history": OWNER,
+    "GET /user/<id:user_id>/hours": SIGNED_IN,
+    "PUT /user/<id:user_id>/hours": DESK_OR_OWNER,
+    "GET /user/<id:user_id>/absences": SIGNED_IN,
+    "POST /user/<id:user_id>/absences": (401, 401, 201, 201, 403, 201),
+    "GET /user/<id:user_id>/absences/<id:absence_id>": SIGNED_IN,
+    "DELETE /user/<id:user_id>/absences/<id:absence_id>": DESK_OR_OWNER,
+    "GET /slots": SIGNED_IN,
     "GET /patients": SIGNED_IN,
     "POST /patients": CREATES,
     "GET /patient/<id:patient_id>": SIGNED_IN,
@@ -84,6 +91,8 @@ BODIES: dict[str, Callable[["Ward"], dict[str, Any]]] = {
     "POST /password/reset": lambda ward: {"json": {"token": "x", "password": PASSWORD}},
     "POST /me/password": lambda ward: {"json": {"current_password": PASSWORD, "new_password": "a lantern over it"}},
     "PATCH /user/<id:user_id>": lambda ward: {"json": {"first_name": "Theodora"}},
+    "PUT /user/<id:user_id>/hours": lambda ward: {"json": [{"weekday": "mon", "from": "08:00", "to": "12:00"}]},
+    "POST /user/<id:user_id>/absences": lambda ward: {"json": ward.another_absence()},
     "POST /patients": lambda ward: {"json": {"first_name": "A", "last_name": "B", "phone_number": "0712 345 678"}},
     "PATCH /patient/<id:patient_id>": lambda ward: {"json": {"phone_number": "0733 000 111"}},
     "POST /appointment": lambda ward: {
@@ -104,7 +113,7 @@ class Ward:
     """The six people, and what the doctor among them keeps."""
 
     def __init__(self, app: Flask) -> None:
-        self.app, self.days, self.image = app, 0, 0
+        self.app, self.days, self.image, self.absence = app, 0, 0, 0
         sign_up(app, "Ada", "admin")
         for name in ("Dora", "Otto", "Ines"):
             sign_up(app, name)
@@ -126,9 +135,15 @@ class Ward:
         self.days += 1
         return f"2030-03-{self.days:02}T10:00"
 
+    def another_absence(self) -> dict[str, str]:
+        day = self.another_time()[:10].replace("2030", "2031")
+        return {"starts_at": day, "ends_at": day}
+
     def make(self, kind: str) -> int:
         """The id of what stands for `kind` in a path."""
         if kind == "user":
+            absences = f"/user/{self.doctor.user['id']}/absences"
+            self.absence = self.doctor.post(absences, self.another_absence()).json["absence"]["id"]
             return int(self.doctor.user["id"])
         if kind == "session":
             return int(next(one["id"] for one in sign_in(self.app, "Dora").get("/me/sessions").json if one["current"]))
@@ -156,6 +171,7 @@ def call(ward: Ward, who: str, route: str) -> int:
         kind = rule.partition("<id:")[2].partition("_id>")[0]
         record_id = ward.make_archived(kind) if rule.endswith("/restore") else ward.make(kind)
         path = path.replace(f"<id:{kind}_id>", str(record_id)).replace("<id:image_id>", str(ward.image))
+        path = path.replace("<id:absence_id>", str(ward.absence))
     body = BODIES.get(route, lambda _: {})(ward)
     before = snapshot(ward.app)
     status = ward.people[who].send(method, path, **body).status_code

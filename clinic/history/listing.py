@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, FromClause, Select, Table, select, tuple_, union_all
 
 from clinic.history.chain import KINDS, SIGN_INS
-from models import AuditEntry, Image, Record, Report, User
+from models import Absence, AuditEntry, Image, Record, Report, User, Week
 from schemas import AuditQuery, HistoryOut
 from server.database import db
 from server.endpoint import StreamedList
@@ -19,11 +19,18 @@ _page = TypeAdapter(list[HistoryOut])
 
 
 def history(record: Record) -> list[HistoryOut]:
-    """Return every entry of the record, oldest first. A report has the entries of its images, too."""
+    """Return every entry of the record, oldest first.
+
+    A report has the entries of its images, too, and a user those of their hours and absences.
+    """
     chosen = (AuditEntry.kind == record.noun()) & (AuditEntry.record_id == record.id)
     if isinstance(record, Report):
         images = select(Image.id).where(Image.report_id == record.id)
         chosen |= (AuditEntry.kind == Image.noun()) & AuditEntry.record_id.in_(images)
+    if isinstance(record, User):
+        absences = select(Absence.id).where(Absence.user_id == record.id)
+        chosen |= (AuditEntry.kind == Week.noun()) & (AuditEntry.record_id == record.id)
+        chosen |= (AuditEntry.kind == Absence.noun()) & AuditEntry.record_id.in_(absences)
     rows = db.session.execute(_with_actor(_entries).where(chosen).order_by(AuditEntry.id))
     return [HistoryOut.of(row) for row in rows]
 
