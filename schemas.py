@@ -237,11 +237,11 @@ LocalTime = Annotated[
 SpanStart = Annotated[datetime, BeforeValidator(times.read_start), _written("A date means the start of that day.")]
 
 
-def _after_start(name: str) -> AfterValidator:
-    """Refuse the end of a span that begins, with the field `name`, only after it."""
+def _after_start(name: str, strictly: bool = False) -> AfterValidator:
+    """Refuse the end of a span that begins, with the field `name`, only after it; strictly: or at the same time."""
 
     def check(end: datetime, before: ValidationInfo) -> datetime:
-        if (start := before.data.get(name)) and start > end:
+        if (start := before.data.get(name)) and (start > end or (strictly and start == end)):
             raise ValueError("The span ends before it begins.")
         return end
 
@@ -814,12 +814,16 @@ class AbsenceTrial(Out):
     clashes: list[ClashOut]
 
 
+SlotsEnd = Annotated[datetime, BeforeValidator(times.read_before), _written(""), _after_start("from_", strictly=True)]
+
+
 class SlotQuery(In):
     user_id: PeopleIds = []
     from_: SpanStart | None = Field(None, alias="from", description="By default now. Earlier slots are left out.")
-    to: Annotated[datetime, BeforeValidator(times.read_before), _written(""), _after_start("from_")] | None = Field(
-        None, description="By default 14 days after the start, at most 62. A date includes the whole day."
-    )
+    to: (
+        Annotated[datetime, BeforeValidator(times.read_before), _written(""), _after_start("from_", strictly=True)]
+        | None
+    ) = Field(None, description="By default 14 days after the start, at most 62. A date includes the whole day.")
     minutes: Annotated[Count, Field(ge=MINUTES[0], le=MINUTES[1])] = 30
     patient_id: Id | None = Field(None, description="Leaves out the times at which this patient is elsewhere.")
     limit: Annotated[Count, Field(ge=1, le=500)] = 50
