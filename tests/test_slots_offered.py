@@ -125,8 +125,8 @@ def with_examples(days: list[date]) -> Callable[[Any], Any]:
 
     def decorate(test: Any) -> Any:
         for day, week in product(days, TELLING):
-            usual = {"taken": [(-60, 7)], "away": [], "absent": (3000, 1), "window": (-200, 3000), "minutes": 45}
-            test = example(week=week, day=day, **{**usual, "minutes": 45 if len(week) < 8 else 5})(test)
+            usual = {"taken": [(1000, 7)], "away": [], "absent": (3000, 1), "window": (-200, 3000)}
+            test = example(week=week, day=day, **{**usual, "minutes": 50 if len(week) < 8 else 5})(test)
         return test
 
     return decorate
@@ -165,7 +165,7 @@ def test_the_slots_are_those_that_can_be_booked(
         away=spans,
         absent=st.tuples(st.integers(-3000, 3000), st.integers(1, 2000)),
         window=st.tuples(st.integers(-1440, 1440), st.integers(30, 3500)),
-        minutes=st.sampled_from([5, 20, 30, 45, 60, 480]),
+        minutes=st.sampled_from([5, 20, 30, 50, 60, 480]),
     )
     @with_examples(changes_of(zone))
     def compare(
