@@ -73,6 +73,8 @@ def fields(doc: JSON, op: JSON) -> str:
     content = op.get("requestBody", {}).get("content", {})
     if content:
         schema = resolve(doc, next(iter(content.values()))["schema"])
+        if schema.get("type") == "array":
+            schema = resolve(doc, schema["items"])
         for name, field in schema["properties"].items():
             if not field.get("readOnly"):
                 found.append(f"**`{name}`**" if name in schema.get("required", ()) else f"`{name}`")

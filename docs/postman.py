@@ -63,6 +63,7 @@ SPECIAL = {
     "create_patient": Special(after=keeps("patient_id")),
     "create_appointment": Special({"appointment_datetime": "{{slot}}"}, after=keeps("appointment_id")),
     "update_appointment": Special({"appointment_datetime": "{{slot}}"}),
+    "create_absence": Special({"starts_at": "{{absence_start}}", "ends_at": "{{absence_end}}"}, status=201),
     "swap_appointments": Special({"first": "{{appointment_id}}", "second": "{{spare_appointment_id}}"}),
     "create_report": Special(after=keeps("report_id")),
 }
@@ -127,7 +128,7 @@ def request(doc: JSON, name: str, token: str = "", ids: JSON | None = None, **fi
     """
     method, path, op = operations(doc)[name]
     media_type, body = example(doc, op)
-    linked = {key: f"{{{{{key}}}}}" for key in body if key.endswith("_id")}
+    linked = {key: f"{{{{{key}}}}}" for key in body if key.endswith("_id")} if isinstance(body, dict) else {}
     parts = re.sub(r"\{(\w+)\}", r":\1", path).strip("/").split("/")
     made: JSON = {
         "auth": _auth(op, token),
@@ -146,8 +147,9 @@ def request(doc: JSON, name: str, token: str = "", ids: JSON | None = None, **fi
         "description": op["description"],
     }
     if media_type:
-        sent = {**body, **linked, **fields}
-        made["body"] = _body(media_type, {key: value for key, value in sent.items() if value is not None})
+        sent = {**body, **linked, **fields} if isinstance(body, dict) else body
+        given = {key: value for key, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
+        made["body"] = _body(media_type, given)
     if made.get("body", {}).get("mode") == "raw":
         made["header"].append({"key": "Content-Type", "value": "application/json"})
     return made
@@ -217,6 +219,7 @@ def _sign_in_steps(doc: JSON) -> list[JSON]:
             "signup",
             201,
             keeps("doctor_email", "answer.email"),
+            keeps("doctor_id"),
             forgets(*DOCTORS_OWN, *THEIR_RECORDS),
             expects("answer", 'not.have.property("password")'),
             token="access_token",  # where a sign-up waits for approval, an administrator's token makes it active
@@ -296,6 +299,30 @@ def _appointment_steps(doc: JSON) -> list[JSON]:
     ]
 
 
+def _desk_steps(doc: JSON) -> list[JSON]:
+    """A free slot is found, and the doctor blocks a time."""
+    return [
+        step(doc, "The doctor's next free slots", "list_slots", 200, expects("answer.length", "be.above(0)")),
+        step(
+            doc,
+            "The doctor is away for five minutes",
+            "create_absence",
+            201,
+            expects("answer.cancelled.length", "eql(0)"),
+            ids={"user_id": "doctor_id"},
+            starts_at="{{absence_start}}",
+            ends_at="{{absence_end}}",
+        ),
+        step(
+            doc,
+            "The doctor's day",
+            "list_appointments",
+            200,
+            expects("answer", 'be.an("array")'),
+        ),
+    ]
+
+
 def _look_at_image(doc: JSON) -> JSON:
     """Return the request of an image by its link, which needs no token and no id."""
     image = step(doc, "Look at an image", "media_file", 200)
@@ -365,7 +392,7 @@ def _leaving_steps(doc: JSON) -> list[JSON]:
 
 def day(doc: JSON) -> JSON:
     """Return the story of a day, from sign-up to report."""
-    parts = (_sign_in_steps, _patient_steps, _appointment_steps, _report_steps, _leaving_steps)
+    parts = (_sign_in_steps, _patient_steps, _appointment_steps, _desk_steps, _report_steps, _leaving_steps)
     about = "From sign-up to report. Run it with the Collection Runner, or with newman: the README says how."
     return {"name": "A day at the clinic", "description": about, "item": [step for part in parts for step in part(doc)]}
 

@@ -49,7 +49,7 @@ async function signUpDoctor() {
   await need("access_token");
   await need("new_email");
   env.set("doctor_email", env.get("new_email"));
-  await made("/signup", { as: "access_token", json: person("Dora") });
+  env.set("doctor_id", (await made("/signup", { as: "access_token", json: person("Dora") })).id);
 }
 
 // --- Records ---
@@ -72,6 +72,19 @@ async function appointment(as = "access_token") {
   env.set("slot", slot());
   const json = { patient_id: env.get("patient_id"), appointment_datetime: env.get("slot") };
   return (await made("/appointment", { as, json })).id;
+}
+
+function span() { // five minutes after the years of which `slot` chooses: no appointment is in the way
+  const start = new Date(slot()).getTime() + 18e5 * 160000 + 6e4;
+  env.set("absence_end", new Date(start + 3e5).toISOString());
+  return new Date(start).toISOString();
+}
+
+async function absence(user) {
+  await need("access_token");
+  await need(user);
+  const json = { starts_at: span(), ends_at: env.get("absence_end") };
+  return (await made(`/user/${env.get(user)}/absences`, { as: "access_token", json })).absence.id;
 }
 
 async function report(as = "access_token") {
@@ -117,9 +130,11 @@ const KEPT = {
   doctor_access_token: () => tokens("doctor_"),
   doctor_refresh_token: () => tokens("doctor_"),
   doctor_email: signUpDoctor,
+  doctor_id: signUpDoctor,
   patient_id: patient,
   user_id: colleague,
   appointment_id: () => appointment(),
+  absence_id: () => absence("user_id"),
   report_id: async () => (await report()).id,
   doctor_appointment_id: () => appointment("doctor_access_token"),
   doctor_report_id: async () => (await report("doctor_access_token")).id,
@@ -149,6 +164,9 @@ const FRESH = {
     return id;
   },
   spare_image_id: () => need("spare_report_id"),
+  spare_absence_id: () => absence("spare_user_id"),
+  absence_start: span,
+  absence_end: () => need("absence_start"),
   archived_patient_id: () => archived("patient_id", "/patient"),
   archived_user_id: () => archived("user_id", "/user"),
   archived_appointment_id: () => archived("appointment_id", "/appointment"),
