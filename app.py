@@ -301,7 +301,7 @@ def delete_absence(user_id: int, absence_id: int) -> Message:
 @api.get("/slots")
 @guard(SIGNED_IN)
 @contract(tag="Desk")
-def list_slots(query: SlotQuery) -> list[SlotOut]:
+def list_free_slots(query: SlotQuery) -> list[SlotOut]:
     """List the free slots of doctors, the earliest first."""
     return availability.free_slots(query)
 

@@ -800,7 +800,7 @@ class ClashOut(Out):
 
     appointment: AppointmentOut
     conflict: AppointmentOut | None = Field(
-        description="The appointment in the way. Null where the colleague is absent or does not work."
+        description="The appointment in the way. Null where the colleague is absent or does not work.", examples=[None]
     )
     alternatives: list[SlotOut] = Field(description="The next times at which the colleague and the patient are free.")
 

@@ -302,7 +302,7 @@ def _appointment_steps(doc: JSON) -> list[JSON]:
 def _desk_steps(doc: JSON) -> list[JSON]:
     """A free slot is found, and the doctor blocks a time."""
     return [
-        step(doc, "The doctor's next free slots", "list_slots", 200, expects("answer.length", "be.above(0)")),
+        step(doc, "The doctor's next free slots", "list_free_slots", 200, expects("answer.length", "be.above(0)")),
         step(
             doc,
             "The doctor is away for five minutes",

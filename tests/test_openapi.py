@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any
 
 import pytest
@@ -224,6 +225,9 @@ def clinic(app: Flask) -> Client:
         make_appointment(client, patient["id"], f"2030-03-0{day}T10:00", user_id=2)
     make_report(client, patient["id"], diagnosis="Malaria")
     make_patient(client)
+    assert client.send("PUT", "/user/1/hours", example_of_model(document(app), "WeekIn")).status_code == 200
+    absent = {"starts_at": "2031-01-01", "ends_at": "2031-01-01"}
+    assert client.post("/user/1/absences", absent).status_code == 201
     return client
 
 
@@ -248,7 +252,7 @@ def send_example(client: Client, name: str, media_type: str) -> Any:
         assert client.delete(path.removesuffix("/restore")).status_code == 200
     sent: dict[str, Any] = {}
     if media_type:
-        body = dict(example_of(doc, op["requestBody"]["content"][media_type]["schema"]))
+        body = copy(example_of(doc, op["requestBody"]["content"][media_type]["schema"]))
         if name == "reset_password":
             with client.app.app_context():
                 link = accounts.new_reset_link(example_of_model(doc, "ForgottenPassword")["email"]) or ""

@@ -130,7 +130,7 @@ def get_patient() -> Slot:
     return Slot(doctor_name="Dora Otieno")
 
 
-def app_with(view: Any, folder: Path, path: str = "/slots") -> Flask:
+def app_with(view: Any, folder: Path, path: str = "/times") -> Flask:
     """Return the application with one more view."""
     scratch = Blueprint("scratch", __name__)
     scratch.add_url_rule(path, view_func=view, methods=["GET" if "body" not in view.__name__ else "POST"])
@@ -139,9 +139,9 @@ def app_with(view: Any, folder: Path, path: str = "/slots") -> Flask:
 
 def test_a_view_that_says_all_of_it_is_served_and_described(tmp_path: Path) -> None:
     client = app_with(usual(list_slots), tmp_path).test_client()
-    assert client.get("/slots").json == [{"doctor_name": "Dora Otieno"}]
+    assert client.get("/times").json == [{"doctor_name": "Dora Otieno"}]
     described: Any = client.get("/openapi.json").json
-    assert described["paths"]["/slots"]["get"]["summary"] == "List free slots"
+    assert described["paths"]["/times"]["get"]["summary"] == "List free slots"
 
 
 @pytest.mark.parametrize(
