@@ -5,7 +5,6 @@ bulk, past the ORM, together with their words and their history. Reports go thro
 """
 
 import gc
-import io
 import random
 import re
 import unicodedata
@@ -17,14 +16,14 @@ from itertools import groupby
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from PIL import Image as Canvas
-from PIL import ImageDraw, ImageFilter
 from sqlalchemy import Connection, func, select, text
 from werkzeug.datastructures import FileStorage
 
 from clinic import images, passwords, search
+from clinic.demo_pictures import PICTURES
 from clinic.history import chain as audit
 from models import (
+    Absence,
     Appointment,
     AppointmentStatus,
     Patient,
@@ -34,6 +33,7 @@ from models import (
     Role,
     Sex,
     User,
+    Week,
     mrn_check_digit,
 )
 from server.database import db, insert_many
@@ -184,6 +184,8 @@ class Clinic:
             self._write(Appointment, self._appointments())
         finally:
             gc.enable()
+        self._make_hours()
+        self._make_absences()
         for number in range(self.reports):
             self._file_report(number)
 
@@ -261,8 +263,7 @@ class Clinic:
 
         In a slot each lane has another doctor, and no patient is drawn twice.
         """
-        lanes = min(len(self.doctor_ids), len(self.patient_ids))
-        days = max(WORKDAYS, -(-self.appointments // (SLOTS_A_DAY * lanes or 1)))
+        lanes, days = self._lanes, self._days
         cells = sorted(self.chance.sample(range(days * SLOTS_A_DAY * lanes), self.appointments))
         today = datetime.now(UTC)
         for slot, at_once in groupby(cells, key=lambda cell: cell // lanes):
@@ -280,9 +281,41 @@ class Clinic:
                     "reason": self.chance.choice(REASONS),
                     "note": "",
                     "overbooked": False,
+                    "off_hours": False,
                     "patient_id": patient_id,
                     "user_id": self.doctor_ids[(cell + slot) % lanes],
                 }
+
+    @property
+    def _lanes(self) -> int:
+        return min(len(self.doctor_ids), len(self.patient_ids))
+
+    @property
+    def _days(self) -> int:
+        return max(WORKDAYS, -(-self.appointments // (SLOTS_A_DAY * self._lanes or 1)))
+
+    # --- Hours and absences ---
+
+    def _make_hours(self) -> None:
+        """Give all doctors but the last one hours of their own. No appointment lies outside of them."""
+        for doctor_id in self.doctor_ids[:-1]:
+            week = Week(id=doctor_id)
+            week.set_hours([(weekday, 8 * 60, 17 * 60) for weekday in range(5)])
+            db.session.add(week)
+        db.session.commit()
+
+    def _make_absences(self) -> None:
+        """Make two absences: an hour of the first day, after the last slot, and the week after the last day."""
+        monday = self.first_day + timedelta(weeks=-(-self._days // 5))
+        spans = (
+            (self.first_day, time(16), self.first_day, time(17), "Training"),
+            (monday, time(), monday + timedelta(days=5), time(), "Annual leave"),
+        )
+        for doctor_id, (first, starts, last, ends, reason) in zip(self.doctor_ids, spans, strict=False):
+            span = datetime.combine(first, starts, clinic_zone()), datetime.combine(last, ends, clinic_zone())
+            absence = Absence(user_id=doctor_id, starts_at=span[0], ends_at=span[1], reason=reason)
+            db.session.add(absence)
+        db.session.commit()
 
     # --- Reports ---
 
@@ -387,87 +420,7 @@ def _workday(first: date, number: int) -> date:
     return first + timedelta(weeks=weeks, days=day)
 
 
-# --- Pictures ---
-
-SIZE = (480, 360)
-
-
-def _png(canvas: Canvas.Image) -> io.BytesIO:
-    file = io.BytesIO()
-    canvas.save(file, "PNG")
-    file.seek(0)
-    return file
-
-
-def _draw_ecg(chance: random.Random) -> io.BytesIO:
-    """Draw an ECG: three leads on squared paper."""
-    canvas = Canvas.new("RGB", SIZE, "#fff6f4")
-    pen = ImageDraw.Draw(canvas)
-    for x in range(0, SIZE[0], 12):
-        pen.line((x, 0, x, SIZE[1]), fill="#f3c6c0" if x % 60 else "#e39a92")
-    for y in range(0, SIZE[1], 12):
-        pen.line((0, y, SIZE[0], y), fill="#f3c6c0" if y % 60 else "#e39a92")
-    beat = chance.randrange(60, 110)
-    wave = {
-        8: -6,
-        12: -8,
-        16: 0,
-        24: 4,
-        27: -60,
-        31: 18,
-        34: 0,
-        44: -4,
-        50: -14,
-        58: 0,
-    }  # P, QRS, T: pixels from the line
-    for lead in range(3):
-        middle, height = 70 + lead * 110, chance.uniform(0.6, 1.1)
-        points = [
-            (start + x, middle + y * height + chance.uniform(-1, 1))
-            for start in range(-beat, SIZE[0] + beat, beat)
-            for x, y in wave.items()
-        ]
-        pen.line(points, fill="#26324a", width=2)
-    return _png(canvas)
-
-
-def _draw_chest(chance: random.Random) -> io.BytesIO:
-    """Draw something like a chest X-ray."""
-    canvas = Canvas.new("L", SIZE, 18)
-    pen = ImageDraw.Draw(canvas)
-    tilt = chance.randrange(-12, 12)
-    pen.rounded_rectangle((90, 20, 390, 380), 90, fill=120)
-    for side in (-1, 1):
-        centre = 240 + side * 72 + tilt
-        pen.ellipse((centre - 58, 60, centre + 58, 310), fill=42)
-        for rib in range(7):
-            top = 70 + rib * 32
-            pen.arc((centre - 90, top, centre + 90, top + 70), 200, 340, fill=96, width=7)
-    pen.rounded_rectangle((226 + tilt, 20, 254 + tilt, 360), 10, fill=170)
-    pen.ellipse((215 + tilt, 170, 330 + tilt, 300), fill=150)
-    if chance.random() < 0.4:  # a shadow
-        x, y = chance.randrange(140, 330), chance.randrange(110, 260)
-        pen.ellipse((x, y, x + 46, y + 34), fill=150)
-    return _png(canvas.filter(ImageFilter.GaussianBlur(5)))
-
-
-def _draw_ultrasound(chance: random.Random) -> io.BytesIO:
-    """Draw something like an ultrasound: a sector of speckle with a dark cavity."""
-    speckle = Canvas.frombytes("L", (120, 90), chance.randbytes(120 * 90)).resize(SIZE, Canvas.Resampling.BICUBIC)
-    sector = Canvas.new("L", SIZE, 0)
-    pen = ImageDraw.Draw(sector)
-    pen.pieslice((-80, -330, 560, 350), 50, 130, fill=130)
-    x, y = chance.randrange(180, 260), chance.randrange(150, 220)
-    pen.ellipse((x - 50, y - 30, x + 60, y + 40), fill=25)
-    sector = sector.filter(ImageFilter.GaussianBlur(4))
-    return _png(Canvas.composite(speckle, Canvas.new("L", SIZE, 0), sector))
-
-
-PICTURES: tuple[tuple[str, Callable[[random.Random], io.BytesIO]], ...] = (
-    ("ECG", _draw_ecg),
-    ("Chest X-ray", _draw_chest),
-    ("Ultrasound", _draw_ultrasound),
-)
+# --- What there is ---
 
 
 def is_empty() -> bool:

@@ -37,6 +37,9 @@ def test_it_makes_a_clinic_and_says_how_to_sign_in(app: Flask) -> None:
     assert {one["appointment_datetime"][:10] for one in booked} <= {f"2026-03-{day:02}" for day in range(2, 14)}
     reports = client.get("/reports").json
     assert len(reports) == 3
+    ids = [user["id"] for user in client.get("/users?role=doctor").json]
+    assert [len(client.get(f"/user/{user}/hours").json) for user in ids] == [5, 5, 0]
+    assert [len(client.get(f"/user/{user}/absences").json) for user in ids] == [1, 1, 0]
     assert client.get(reports[0]["images"][0]["image_url"]).mimetype == "image/png"
 
 
@@ -91,6 +94,9 @@ def test_asked_to_it_adds_to_what_there_is(app: Flask) -> None:
     seed(app, *SMALL, "--add")
     assert {kind: len(rows) for kind, rows in snapshot(app).items() if kind != "files"} | {"images": 0} == {
         "users": 8,
+        "weeks": 4,
+        "working_hours": 20,
+        "absences": 4,
         "patients": 60,
         "appointments": 120,
         "reports": 6,
