@@ -229,6 +229,30 @@ def test_where_two_would_overlap_both_are_named_and_nothing_is_changed(clinic: F
     assert (snapshot(clinic), sql(clinic, ZONE)) == (before, [("UTC",)])
 
 
+def test_absences_move_with_the_appointments_and_hours_stay_on_the_clock(clinic: Flask) -> None:
+    ada = sign_in(clinic, "Ada")
+    patient = make_patient(ada)["id"]
+    week = [{"weekday": "mon", "from": "08:00", "to": "12:00"}]
+    ada.send("PUT", "/user/1/hours", week)
+    # each of these moves to where the next one was; the last one ends after a change of the clocks
+    for hour in range(8, 12):
+        absent = {"starts_at": f"2030-03-04T{hour:02}:00", "ends_at": f"2030-03-04T{hour + 1:02}:00"}
+        assert ada.post("/user/1/absences", absent).status_code == 201
+    assert ada.post("/user/1/absences", {"starts_at": "2030-10-01", "ends_at": "2030-12-01"}).status_code == 201
+    make_appointment(ada, patient, "2030-03-04T07:30", off_hours=True)
+    before = [(one["starts_at"][:16], one["ends_at"][:16]) for one in ada.get("/user/1/absences").json]
+    for zone in ("Africa/Casablanca", "Europe/Berlin", "America/New_York", "UTC"):
+        said = changed(clinic, zone, "--keep-wall-clock")
+        assert "absences.starts_at" in said
+        with moved_to(clinic, zone) as there:
+            now = Client(there, ada.token)
+            shown = now.get("/user/1/absences").json
+            assert [(one["starts_at"][:16], one["ends_at"][:16]) for one in shown] == before
+            assert now.get("/appointment").json[0]["appointment_datetime"][:16] == "2030-03-04T07:30"
+            assert now.get("/user/1/hours").json == week
+    assert "whole" in run_cli(clinic, "audit", "verify")[1]
+
+
 def test_a_time_that_the_new_zone_lacks_is_the_end_of_the_gap_and_is_named(clinic: Flask) -> None:
     ada = sign_in(clinic, "Ada")
     make_appointment(ada, make_patient(ada)["id"], "2031-03-30T02:30")
