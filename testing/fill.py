@@ -16,10 +16,10 @@ def _numbers(connection: Connection, first: int, last: int) -> str:
     return f"(SELECT i FROM generate_series({first}, {last}) AS i)"
 
 
-def _time(connection: Connection, minutes: str) -> str:
+def _time(connection: Connection, minutes: str, first_day: str = "2020-01-01") -> str:
     if connection.dialect.name == "sqlite":
-        return f"strftime('%Y-%m-%d %H:%M:%S.000000', '2020-01-01', '+' || ({minutes}) || ' minutes')"
-    return f"TIMESTAMPTZ '2020-01-01Z' + ({minutes}) * INTERVAL '1 minute'"
+        return f"strftime('%Y-%m-%d %H:%M:%S.000000', '{first_day}', '+' || ({minutes}) || ' minutes')"
+    return f"TIMESTAMPTZ '{first_day}Z' + ({minutes}) * INTERVAL '1 minute'"
 
 
 def _birth_date(connection: Connection, number: str) -> str:
@@ -49,13 +49,29 @@ def _without_indexes(connection: Connection, table: str) -> list[str]:
 
 def _insert(connection: Connection, table: str, columns: str, select: str) -> None:
     indexes = _without_indexes(connection, table)
+    triggers = f"ALTER TABLE {table} {{}} TRIGGER USER"
+    if connection.dialect.name == "postgresql":  # a trigger locks the doctor of each appointment
+        connection.exec_driver_sql(triggers.format("DISABLE"))
     connection.exec_driver_sql(f"INSERT INTO {table} ({columns}) {select}")
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(triggers.format("ENABLE"))
     for definition in indexes:
         connection.exec_driver_sql(definition)
 
 
-def fill(engine: Engine, patients: int = 0, appointments: int = 0, reports: int = 0, doctors: int = 50) -> None:
-    """Add this many rows to each table, doctors first."""
+def fill(
+    engine: Engine,
+    patients: int = 0,
+    appointments: int = 0,
+    reports: int = 0,
+    doctors: int = 50,
+    first_day: str = "2020-01-01",
+    every: int = MINUTES,
+) -> None:
+    """Add this many rows to each table, doctors first.
+
+    The appointments of a doctor begin on the first day, one `every` so many minutes.
+    """
     unhurried = {"unhurried": True, "no_parameters": True}
     with engine.connect().execution_options(**unhurried) as connection, connection.begin():
         sqlite = connection.dialect.name == "sqlite"
@@ -107,12 +123,13 @@ def fill(engine: Engine, patients: int = 0, appointments: int = 0, reports: int 
                 f"UNION ALL SELECT '<' || reverse({digits}), id FROM patients ORDER BY 1, 2",
             )
         if appointments:
-            # each doctor is busy from morning to morning, and no patient is at two places
+            # by default each doctor is busy from morning to morning; no patient is at two places
             _insert(
                 connection,
                 "appointments",
                 f"appointment_datetime, duration_minutes, status, reason, overbooked, patient_id, user_id, {kept}",
-                f"SELECT {_time(connection, f'(i / {doctors}) * {MINUTES}')}, {MINUTES}, 'scheduled', 'Control', "
+                f"SELECT {_time(connection, f'(i / {doctors}) * {every}', first_day)}, {MINUTES}, 'scheduled', "
+                "'Control', "
                 f"{'0' if sqlite else 'FALSE'}, i % {max(patients, 1)} + 1, {start} + i % {doctors} + 1, {made} "
                 f"FROM {_numbers(connection, 1, appointments)} AS n",
             )
