@@ -109,6 +109,7 @@ class Races:
             {200: 1, 409: 19},
         )
         self.all_mixed()
+        self.absences()
         self.archiving()
 
     def all_mixed(self) -> None:
@@ -131,6 +132,40 @@ class Races:
                 calls.append(chance.choice(kinds))
             self.run(f"all mixed, {round_ + 1}", calls, {200, 201, 409})
 
+    def absence(self, doctor: int, day: datetime, **fields: Any) -> Call:
+        user_id, token = self.doctors[doctor]
+        body = {"starts_at": day.isoformat(), "ends_at": (day + timedelta(hours=24)).isoformat(), **fields}
+        return lambda: self.at.call("POST", f"/user/{user_id}/absences", body, token)
+
+    def absences(self) -> None:
+        """An absence against bookings, and hand-overs against each other, bookings and changes."""
+        for round_ in range(5):
+            day = self.next_day() + timedelta(days=1000)
+            calls = [self.booking(0, n, day + timedelta(minutes=10 * n), duration_minutes=10) for n in range(39)]
+            calls.insert(8 * round_, self.absence(0, day))
+            self.run(f"39 bookings against one absence, {round_ + 1}", calls, {201, 409})
+            booked, absent = (self.at.sql(f"SELECT count(*) FROM {what}")[0][0] for what in self._on(day))
+            if bool(booked) == bool(absent):
+                self.faults.append(f"{booked} appointments and {absent} absences on {day:%Y-%m-%d}")
+        (one, _), (other, _) = self.doctors[0], self.doctors[1]
+        for round_ in range(5):
+            day = self.next_day() + timedelta(days=1000)
+            mine = [self.booked(n % 2, n, day + timedelta(minutes=30 * n)) for n in range(10)]
+            calls = [self.absence(0, day, hand_over_to=other), self.absence(1, day, hand_over_to=one)]
+            calls += [self.change(appointment, note="x") for appointment in mine]
+            calls += [self.change(appointment, user_id=self.doctors[2][0]) for appointment in mine[:3]]
+            calls += [self.booking(n % 2, 20 + n, day + timedelta(hours=6, minutes=30 * n)) for n in range(10)]
+            self.run(f"crosswise hand-overs, {round_ + 1}", calls, {200, 201, 409})
+
+    def _on(self, day: datetime) -> tuple[str, str]:
+        """Return the tables with the conditions for what the first doctor has on a day."""
+        user_id, until = self.doctors[0][0], day + timedelta(hours=24)
+        span = [f"'{time:%Y-%m-%d %H:%M:%S}'" for time in (day, until)]
+        return (
+            f"appointments WHERE user_id = {user_id} AND appointment_datetime BETWEEN {span[0]} AND {span[1]}",
+            f"absences WHERE user_id = {user_id} AND starts_at < {span[1]} AND ends_at > {span[0]}",
+        )
+
     def archiving(self) -> None:
         """Patients archived while their appointments are changed and booked."""
         day = self.next_day()
@@ -151,7 +186,7 @@ class Races:
             self.faults.append(f"{left} appointments of archived patients are left")
 
     def overlaps(self) -> int:
-        """Pairs of appointments in the table that hold their slot and overlap."""
+        """Pairs in the table that overlap: of appointments that hold their slot, or of one and an absence."""
         ends = "a.appointment_datetime + a.duration_minutes * interval '1 minute' > b.appointment_datetime"
         if self.at.engine.dialect.name == "sqlite":
             ends = "unixepoch(a.appointment_datetime) + a.duration_minutes * 60 > unixepoch(b.appointment_datetime)"
@@ -162,7 +197,12 @@ class Races:
             f" AND a.appointment_datetime <= b.appointment_datetime AND {ends}"
             f" WHERE {held.format('a')} AND {held.format('b')}"
         )
-        return int(rows[0][0])
+        absent = self.at.sql(
+            "SELECT count(*) FROM appointments a JOIN absences b ON a.user_id = b.user_id AND b.deleted_at IS NULL"
+            " AND b.starts_at <= a.appointment_datetime AND b.ends_at > a.appointment_datetime"
+            f" WHERE {held.format('a')}"
+        )
+        return int(rows[0][0] + absent[0][0])
 
 
 def deadlocks(at: Server) -> int:
