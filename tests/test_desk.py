@@ -221,6 +221,11 @@ def test_a_date_alone_is_the_whole_day(doctor: Client, me: int, at_home: Any) ->
     assert (made["starts_at"], made["ends_at"]) == (f"{MONDAY}T00:00:00+03:00", "2030-03-06T00:00:00+03:00")
 
 
+def test_an_absence_takes_a_year_at_most(doctor: Client, me: int) -> None:
+    assert call_in(doctor, me, f"{MONDAY}T13:07", "2031-03-05T13:07").status_code == 201
+    assert call_in(doctor, me, "2031-03-05T13:07", "2032-03-05T13:08").status_code == 422
+
+
 def test_an_absence_that_began_today_is_fine(doctor: Client, me: int) -> None:
     today = doctor.get("/").json["today"]
     assert call_in(doctor, me, today).status_code == 201

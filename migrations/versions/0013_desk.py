@@ -166,7 +166,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("user_id", "weekday", "starts", name=op.f("pk_working_hours")),
     )
     length = (
-        f"julianday(ends_at) - julianday(starts_at) <= {LONGEST_ABSENCE}"
+        f"strftime('%s', ends_at) - strftime('%s', starts_at) <= {LONGEST_ABSENCE * 86_400}"
         if sqlite
         else f"ends_at - starts_at <= interval '{LONGEST_ABSENCE} days'"
     )
