@@ -22,6 +22,7 @@ from clinic import (
     rights,
     sessions,
     startup,
+    statistics,
     stores,
     timezone,
 )
@@ -77,6 +78,8 @@ from schemas import (
     SessionOut,
     SlotOut,
     SlotQuery,
+    StatisticsOut,
+    StatisticsQuery,
     SwapIn,
     SwapOut,
     TokensOut,
@@ -529,7 +532,15 @@ def get_report_history(report_id: int) -> list[HistoryOut]:
     return audit.history(rights.with_history(Report, report_id))
 
 
-# --- History of all, and local images ---
+# --- Statistics, history of all, and local images ---
+
+
+@api.get("/statistics")
+@guard(SIGNED_IN)
+@contract(tag="Statistics")
+def get_statistics(query: StatisticsQuery) -> StatisticsOut:
+    """Count patients, appointments and reports by day, week or month."""
+    return statistics.over(query)
 
 
 @api.get("/audit")

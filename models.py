@@ -351,6 +351,7 @@ class Patient(Record):
         CheckConstraint("discharged_at >= admitted_at", name="discharged_after_admitted"),
         live_index("last_name", "first_name", "id"),
         live_index("admitted_at", "id"),
+        live_index("discharged_at"),
         live_index("status", "id"),
         live_index("status", "last_name", "first_name", "id"),
         live_index("status", "admitted_at", "id"),

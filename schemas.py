@@ -65,6 +65,7 @@ sentences.name_fields(
     admitted_at="time of admission",
     admitted_from="start of the span",
     admitted_to="end of the span",
+    by="length of the periods",
     appointment_datetime="time of the appointment",
     before="id of the entry",
     cancel_rest="cancelling of the rest",
@@ -888,6 +889,59 @@ class ReportQuery(CollectionQuery):
     from_: SpanStart | None = Field(None, alias="from")
     to: Annotated[LastInstant, _after_start("from_")] | None = None
     sort: Literal["id", "-id", "created_at", "-created_at"] | None = None
+
+
+# --- Statistics ---
+
+Counts = Annotated[dict[str, int], Field(examples=[{"completed": 17, "no_show": 3}])]
+
+
+class CountOut(Out):
+    """A number of records, and how many of them have each status."""
+
+    total: int = Field(examples=[20])
+    by_status: Counts
+
+
+class PeriodOut(Out):
+    """What happened in a day, week or month. The first and the last period may be cut by the span."""
+
+    start: date = Field(description="The first day of the period.", examples=["2030-03-01"])
+    admissions: int = Field(examples=[4])
+    discharges: int = Field(examples=[3])
+    reports: int = Field(examples=[12])
+    appointments: CountOut
+
+
+class DoctorCountOut(CountOut):
+    user_id: int = Field(examples=[1])
+    doctor_name: str = Field(examples=["Tomás Okafor"])
+    booked_minutes: int = Field(description="Minutes of the appointments that are not cancelled.", examples=[600])
+    no_show_rate: float | None = Field(
+        description="Of the appointments that are `completed` or `no_show`, the share of `no_show`; null if there are "
+        "none.",
+        examples=[0.15],
+    )
+
+
+class StatisticsOut(Out):
+    from_: date = Field(serialization_alias="from", description="The first day.", examples=["2030-03-01"])
+    to: date = Field(description="The last day.", examples=["2030-03-30"])
+    by: Literal["day", "week", "month"] = Field(examples=["day"])
+    patients: CountOut = Field(description="The patients at this moment, whatever the span.")
+    periods: list[PeriodOut]
+    appointments: CountOut = Field(description="The appointments that begin in the span.")
+    doctors: list[DoctorCountOut] = Field(description="The doctors with an appointment in the span, by last name.")
+
+
+class StatisticsQuery(In):
+    from_: OnDay | None = Field(
+        None, alias="from", description="The first day, or `today`. By default the span has 30 days."
+    )
+    to: Annotated[OnDay, _after_start("from_")] | None = Field(
+        None, description="The last day, or `today`, which is the default."
+    )
+    by: Literal["day", "week", "month"] = Field("day", description="Weeks begin on Mondays.")
 
 
 # --- History ---

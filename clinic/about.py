@@ -25,6 +25,7 @@ Sign in with `POST /login` and send `Authorization: Bearer <access_token>`. The 
         "Patients": "Patients.",
         "Appointments": "Appointments, each with the names of patient and doctor.",
         "Reports": "Medical reports and their images.",
+        "Statistics": "Counts over a span of days.",
         "Audit": "The history of every record, and sign-ins.",
         "Server": "The server itself.",
     },

@@ -148,6 +148,7 @@ PARTIAL_INDEXES = {
     "ix_appointments_user_id_id",
     "ix_patients_admitted_at_id",
     "ix_patients_date_of_birth_id",
+    "ix_patients_discharged_at",
     "ix_patients_last_name_first_name_id",
     "ix_patients_status_admitted_at_id",
     "ix_patients_status_id",

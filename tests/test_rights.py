@@ -44,6 +44,7 @@ RIGHTS = {
     "GET /me/sessions": SIGNED_IN,
     "DELETE /me/sessions/<id:session_id>": (401, 401, 404, 200, 404, 404),
     "GET /audit": ADMIN,
+    "GET /statistics": SIGNED_IN,
     "GET /users": SIGNED_IN,
     "GET /user/<id:user_id>": SIGNED_IN,
     "PATCH /user/<id:user_id>": OWNER,
