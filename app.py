@@ -24,6 +24,7 @@ from clinic import (
     startup,
     statistics,
     stores,
+    timeline,
     timezone,
 )
 from clinic import image_links as media
@@ -82,6 +83,9 @@ from schemas import (
     StatisticsQuery,
     SwapIn,
     SwapOut,
+    TimelineAppointmentOut,
+    TimelineQuery,
+    TimelineReportOut,
     TokensOut,
     UserIn,
     UserOut,
@@ -347,6 +351,14 @@ def get_patient(patient_id: int) -> PatientOut:
 def list_duplicates(patient_id: int) -> list[DuplicateOut]:
     """List the patients who may be the same person, each with the reasons."""
     return duplicates_of(find(Patient, patient_id))
+
+
+@api.get("/patient/<id:patient_id>/timeline")
+@guard(SIGNED_IN)
+@contract(tag="Patients")
+def list_timeline(patient_id: int, query: TimelineQuery) -> StreamedList[TimelineAppointmentOut | TimelineReportOut]:
+    """List the appointments and reports of a patient, the newest first: all, or a page."""
+    return timeline.of(patient_id, query)
 
 
 @api.patch("/patient/<id:patient_id>")

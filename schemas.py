@@ -891,6 +891,27 @@ class ReportQuery(CollectionQuery):
     sort: Literal["id", "-id", "created_at", "-created_at"] | None = None
 
 
+# --- Timeline ---
+
+
+class TimelineAppointmentOut(AppointmentOut):
+    """An appointment of a timeline."""
+
+    entry_kind: Literal["appointment"] = Field(serialization_alias="kind", examples=["appointment"])
+    at: LocalTime = Field(description="The time of the appointment.", examples=["2030-03-04T10:00:00+00:00"])
+
+
+class TimelineReportOut(ReportOut):
+    """A report of a timeline."""
+
+    entry_kind: Literal["report"] = Field(serialization_alias="kind", examples=["report"])
+    at: LocalTime = Field(description="When the report was filed.", examples=["2030-03-01T09:12:45+00:00"])
+
+
+class TimelineQuery(CollectionQuery):
+    """A page of a timeline, or with no limit the whole timeline."""
+
+
 # --- Statistics ---
 
 Counts = Annotated[dict[str, int], Field(examples=[{"completed": 17, "no_show": 3}])]

@@ -74,7 +74,7 @@ class Collection(Generic[Answer]):
         rows = read(self.statements.by_id, {"id": record_id})
         if not rows:
             raise errors.NotFound(f"There is no {self.kind.noun()} {record_id}.")
-        return self.answer.of(self._row_converter(finish)(rows[0]))
+        return self.answer.of(self.row_converter(finish)(rows[0]))
 
     def answer_to(self, query: CollectionQuery, finish: Finish | None = None) -> StreamedList[Answer]:
         """Return a page of the query's records; without a limit, a stream of them all.
@@ -89,14 +89,14 @@ class Collection(Generic[Answer]):
         if query.limit is None:
             return self._stream(shape, values, headers, finish)
         rows = read(self.statements.page(shape), values | {"limit": query.limit + 1})
-        records = list(map(self._row_converter(finish), rows[: query.limit]))
+        records = list(map(self.row_converter(finish), rows[: query.limit]))
         if len(rows) > query.limit:
             key = self._key(shape, rows[query.limit - 1])
             day = getattr(query, "on", None)  # `today` is another day tomorrow
             fixed = {"on": str(day)} if day else {}
             headers["Link"] = next_link(make_cursor(key, self._scope(query)), **fixed)
         page: StreamedList[Answer] = StreamedList(orjson.dumps(records), headers=headers, mimetype="application/json")
-        page.records_shown = self._records_shown(records)
+        page.records_shown = self.records_shown(records)
         return page
 
     def _scope(self, query: CollectionQuery) -> str:
@@ -112,31 +112,10 @@ class Collection(Generic[Answer]):
     def _stream(
         self, shape: QueryShape, values: Values, headers: Mapping[str, str], finish: Finish | None
     ) -> StreamedList[Answer]:
-        """Return a stream of all rows, with BATCH rows in memory at a time.
+        """Return a stream of all rows."""
+        return streamed(self.statements.whole(shape), values, self.row_converter(finish), self.records_shown, headers)
 
-        The first batch is read before the answer begins, so that the client gets an error if that fails. A later
-        failure breaks the connection before the closing `]`.
-        """
-        to_fields = self._row_converter(finish)
-        sender = caller_and_request() if hasattr(self.answer, "records_shown") else ""
-
-        def to_records(rows: Sequence[Row]) -> list[Fields]:
-            records = list(map(to_fields, rows))
-            log_access(self._records_shown(records), sender)
-            return records
-
-        with ExitStack() as closing:
-            connection = closing.enter_context(streaming(BATCH))
-            batches = _batches(connection, self.statements.whole(shape), values)
-            closing.callback(batches.close)
-            rows = chain([next(batches, [])], batches)
-            stream: StreamedList[Answer] = StreamedList(
-                _json_array(map(to_records, rows)), headers=headers, mimetype="application/json"
-            )
-            stream.call_on_close(closing.pop_all().close)
-        return stream
-
-    def _records_shown(self, records: list[Fields]) -> str:
+    def records_shown(self, records: list[Fields]) -> str:
         """Return the ids for the access log, in the form of the answer model's `records_shown`."""
         if not hasattr(self.answer, "records_shown"):
             return ""
@@ -146,7 +125,7 @@ class Collection(Generic[Answer]):
             ids = [f"{record} (images {image_ids})" for record, image_ids in zip(ids, images, strict=True)]
         return noun + f", {noun}".join(ids) if ids else ""
 
-    def _row_converter(self, finish: Finish | None) -> Callable[[Row], Fields]:
+    def row_converter(self, finish: Finish | None) -> Callable[[Row], Fields]:
         """Return a function that turns a driver's row into the fields of an answer. It needs no application context."""
         names, times, complete, zone = self.names, self.times, self.complete, clinic_zone()
         hidden = hidden_fields(self.kind)
@@ -173,6 +152,37 @@ class Collection(Generic[Answer]):
         return to_fields
 
 
+def streamed(
+    statements: Iterable[Select[Any]],
+    values: Values,
+    to_fields: Callable[[Row], Fields],
+    records_shown: Callable[[list[Fields]], str],
+    headers: Mapping[str, str],
+) -> StreamedList[Any]:
+    """Return a stream of all rows of these statements, with BATCH rows in memory at a time.
+
+    `records_shown` says what the access log says of a batch. The first batch is read before the answer begins, so that
+    the client gets an error if that fails. A later failure breaks the connection before the closing `]`.
+    """
+    sender = caller_and_request()
+
+    def to_records(rows: Sequence[Row]) -> list[Fields]:
+        records = list(map(to_fields, rows))
+        log_access(records_shown(records), sender)
+        return records
+
+    with ExitStack() as closing:
+        connection = closing.enter_context(streaming(BATCH))
+        batches = _batches(connection, statements, values)
+        closing.callback(batches.close)
+        rows = chain([next(batches, [])], batches)
+        stream: StreamedList[Any] = StreamedList(
+            _json_array(map(to_records, rows)), headers=headers, mimetype="application/json"
+        )
+        stream.call_on_close(closing.pop_all().close)
+    return stream
+
+
 def _batches(
     connection: Connection, statements: Iterable[Select[Any]], values: Values
 ) -> Generator[Sequence[Row], None, None]:
@@ -195,7 +205,7 @@ def _json_array(batches: Iterable[Sequence[Fields]]) -> Iterator[bytes]:
 
 _doctor, _patient = User.__table__, Patient.__table__
 _PATIENT, _DOCTOR = tuple(PatientBrief.model_fields), tuple(Person.model_fields)
-_PEOPLE = (*(_patient.c[name] for name in _PATIENT), *(_doctor.c[name] for name in _DOCTOR))
+PEOPLE = (*(_patient.c[name] for name in _PATIENT), *(_doctor.c[name] for name in _DOCTOR))
 
 
 def _with_names(kind: type[Appointment | Report]) -> FromClause:
@@ -205,7 +215,7 @@ def _with_names(kind: type[Appointment | Report]) -> FromClause:
 
 def _add_people(fields: Fields, row: Row) -> None:
     """Add the patient and the doctor, who are in the last columns of the row."""
-    patient = dict(zip(_PATIENT, row[-len(_PEOPLE) : -len(_DOCTOR)], strict=True))
+    patient = dict(zip(_PATIENT, row[-len(PEOPLE) : -len(_DOCTOR)], strict=True))
     doctor = dict(zip(_DOCTOR, row[-len(_DOCTOR) :], strict=True))
     fields["patient_name"] = f"{patient['first_name']} {patient['last_name']}"
     fields["doctor_name"] = f"{doctor['first_name']} {doctor['last_name']}"
@@ -214,7 +224,7 @@ def _add_people(fields: Fields, row: Row) -> None:
 
 def _add_images_and_people(fields: Fields, row: Row) -> None:
     _add_people(fields, row)
-    images = row[-len(_PEOPLE) - 1]
+    images = row[-len(PEOPLE) - 1]
     fields["images"] = orjson.loads(images) if images else []
 
 
@@ -265,7 +275,7 @@ APPOINTMENTS = Collection(
     span=("appointment_datetime", "from_", "to"),
     minutes="duration_minutes",
     source=_with_names(Appointment),
-    extra_columns=_PEOPLE,
+    extra_columns=PEOPLE,
     complete=_add_people,
 )
 REPORTS = Collection(
@@ -274,6 +284,6 @@ REPORTS = Collection(
     {"id": ("id",), "created_at": ("created_at", "id")},
     span=("created_at", "from_", "to"),
     source=_with_names(Report),
-    extra_columns=(_images_of_a_report(), *_PEOPLE),
+    extra_columns=(_images_of_a_report(), *PEOPLE),
     complete=_add_images_and_people,
 )

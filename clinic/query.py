@@ -115,7 +115,7 @@ class Statements:
         name = query.order() or (self.span if bounds else next(iter(self.orders)))
         order = self.orders[name.removeprefix("-")]
         for n, (value, column) in enumerate(zip(after, order, strict=False)):
-            values[f"after_{n}"] = _from_json(value, self.columns[column])
+            values[f"after_{n}"] = from_json(value, self.columns[column])
         state: Literal["", "value", "null"] = "" if not after else "null" if after[0] is None else "value"
         return QueryShape(order, name.startswith("-"), filters, bounds, after=state), values
 
@@ -297,7 +297,7 @@ def _padded(values: list[Any]) -> list[Any]:
     return distinct + distinct[-1:] * (length - len(distinct))
 
 
-def _from_json(value: Any, column: ColumnElement[Any]) -> Any:
+def from_json(value: Any, column: ColumnElement[Any]) -> Any:
     """Return a cursor's value in the type of its column. In a cursor, times are texts; on SQLite they have no zone."""
     if isinstance(column.type, UTCDateTime) and value is not None:
         time = iso8601.read_time(value)

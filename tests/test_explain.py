@@ -13,7 +13,7 @@ from flask import Flask
 from sql import empty_tables, sql
 from sqlalchemy import insert
 
-from models import AuditEntry
+from models import Appointment, AuditEntry, Report
 from testing.fill import RARE, fill
 from testing.statements import counted_statements
 
@@ -222,6 +222,20 @@ def test_statistics_read_their_span_by_indexes(large: Client) -> None:
     for statement in (periods, doctors):
         assert [fault for fault in faults(large.app, statement, 1_440) if "ORDER BY" not in fault] == []
     assert patients.count("FROM") == 1
+
+
+def test_a_page_of_a_long_timeline_reads_as_few_rows_as_of_a_short_one(large: Client) -> None:
+    patient = make_patient(large, first_name="Kaka", last_name="Zaza")["id"]
+    began, kept = datetime(2020, 1, 1, tzinfo=UTC), {"patient_id": patient, "user_id": 1, "version": 1}
+    times = [began + timedelta(hours=n) for n in range(2_000)]
+    with large.app.app_context(), large.app.extensions["sqlalchemy"].engine.begin() as connection:
+        cancelled = {**kept, "status": "cancelled"}
+        connection.execute(insert(Appointment), [{**cancelled, "appointment_datetime": time} for time in times])
+        connection.execute(insert(Report), [{**kept, "diagnosis": "Malaria", "created_at": time} for time in times])
+    path: str | None = f"/patient/{patient}/timeline?limit={LIMIT}"
+    for _ in range(3):
+        (_, statement), path = statements_of(large, str(path))
+        assert [fault for fault in faults(large.app, statement, 5 * LIMIT) if "ORDER BY" not in fault] == []
 
 
 def test_a_full_scan_would_be_seen(large: Client) -> None:

@@ -66,6 +66,7 @@ RIGHTS = {
     "POST /patient/<id:patient_id>/restore": ADMIN,
     "GET /patient/<id:patient_id>/history": CLINICAL,
     "GET /patient/<id:patient_id>/duplicates": SIGNED_IN,
+    "GET /patient/<id:patient_id>/timeline": SIGNED_IN,
     "GET /appointment": SIGNED_IN,
     "POST /appointment": (401, 401, 422, 201, 201, 201),  # by default for oneself, and a receptionist is no doctor
     "GET /appointment/<id:appointment_id>": SIGNED_IN,
