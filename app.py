@@ -16,6 +16,7 @@ from clinic import (
     appointments,
     availability,
     listeners,
+    merging,
     passwords,
     refusals,
     reports,
@@ -65,6 +66,8 @@ from schemas import (
     HistoryOut,
     HoursOut,
     LogoutQuery,
+    MergeIn,
+    MergeOut,
     Message,
     PasswordChange,
     PasswordResetIn,
@@ -87,6 +90,7 @@ from schemas import (
     TimelineQuery,
     TimelineReportOut,
     TokensOut,
+    UnmergedPatientOut,
     UserIn,
     UserOut,
     UserPatch,
@@ -383,9 +387,18 @@ def delete_patient(patient_id: int) -> Message:
 @api.post("/patient/<id:patient_id>/restore")
 @guard(ADMIN)
 @contract(tag="Patients", errors=(409,))
-def restore_patient(patient_id: int) -> PatientOut:
-    """Restore an archived patient with the reports and appointments that were archived with them."""
-    return PatientOut.of(restored(Patient, patient_id))
+def restore_patient(patient_id: int) -> PatientOut | UnmergedPatientOut:
+    """Restore an archived patient with what was archived with them, or undo their merge."""
+    return merging.restored_patient(patient_id)
+
+
+@api.post("/patient/<id:patient_id>/merge")
+@guard(ADMIN)
+@contract(tag="Patients", errors=(409, 412))
+@idempotent(Patient, merging.shown)
+def merge_patient(patient_id: int, json: MergeIn) -> MergeOut:
+    """Merge a patient into another who is the same person."""
+    return merging.merge(patient_id, json.into)
 
 
 @api.get("/patient/<id:patient_id>/history")

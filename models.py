@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    bindparam,
     delete,
     false,
     func,
@@ -119,7 +120,7 @@ def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
 
 
 KEEP_IDS = {"sqlite_autoincrement": True}  # SQLite never reuses an id, not even of an erased record
-_LIVE = text("deleted_at IS NULL")
+_LIVE, _MERGED = text("deleted_at IS NULL"), text("merged_into_id IS NOT NULL")
 
 
 def live_index(*columns: str) -> Index:
@@ -356,6 +357,7 @@ class Patient(Record):
         live_index("status", "last_name", "first_name", "id"),
         live_index("status", "admitted_at", "id"),
         live_index("date_of_birth", "id"),
+        Index(None, "merged_into_id", sqlite_where=_MERGED, postgresql_where=_MERGED),
         KEEP_IDS,
     )
 
@@ -370,6 +372,9 @@ class Patient(Record):
     discharged_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     date_of_birth: Mapped[date | None]
     sex: Mapped[str | None] = mapped_column(String(16))
+    merged_into_id: Mapped[int | None] = mapped_column(ForeignKey("patients.id"))  # the surviving patient of a merge
+    # [{"id": 5, "mrn": "…"}]: who was merged into this patient, each after those who were merged into them
+    merged: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
 
     @property
     def name(self) -> str:
@@ -439,6 +444,30 @@ class Patient(Record):
         for kind in (Report, Appointment):
             for record in self.children(kind, kind.deleted_at == archived_at):
                 record.deleted_at = None
+
+    def merge_into(self, survivor: "Patient") -> None:
+        """Archive this patient, who is the same person as `survivor` and has no records any more.
+
+        Raises `Conflict` for oneself, and for a survivor who is archived or deceased.
+        """
+        if survivor.id == self.id:
+            raise errors.Conflict("A patient cannot be merged with themselves.")
+        if survivor.deleted_at:
+            raise errors.Conflict(f"Patient {survivor.id} is archived.", code=errors.Code.ARCHIVED)
+        if survivor.status == PatientStatus.DECEASED:
+            text = f"The patient {survivor.name} is deceased: nobody can be merged with them."
+            raise errors.Conflict(text, code=errors.Code.DECEASED)
+        self.deleted_at, self.merged_into_id = now(), survivor.id
+        survivor.merged = [*(survivor.merged or ()), *(self.merged or ()), {"id": self.id, "mrn": self.mrn}]
+
+    def part_from(self, survivor: "Patient") -> None:
+        """Restore this patient, who was merged into `survivor`. Raises `Conflict` while that patient is archived."""
+        if survivor.deleted_at:
+            text = f"Patient {survivor.id} is archived. Restore that patient first."
+            raise errors.Conflict(text, code=errors.Code.ARCHIVED)
+        self.deleted_at = self.merged_into_id = None
+        parted = {self.id, *(other["id"] for other in self.merged or ())}
+        survivor.merged = [other for other in survivor.merged or () if other["id"] not in parted] or None
 
     def children(self, kind: type["Child"], *conditions: Any) -> Sequence["Child"]:
         """Lock the patient's reports or appointments until the commit, and return them.
@@ -933,6 +962,18 @@ class Report(ClinicalRecord):
         raise errors.Invalid({"diagnosis" if emptied else "images": [NOTHING_REPORTED]})
 
 
+class MovedRecord(Base):
+    """An appointment or report that a merge moved to the surviving patient. Undoing the merge moves it back."""
+
+    __tablename__ = "moved_records"
+    __table_args__ = (CheckConstraint("(appointment_id IS NULL) <> (report_id IS NULL)", name="one_record"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    patient_id: Mapped[int] = mapped_column(ForeignKey("patients.id"), index=True)  # from whom
+    appointment_id: Mapped[int | None] = mapped_column(ForeignKey("appointments.id"), index=True)
+    report_id: Mapped[int | None] = mapped_column(ForeignKey("reports.id"), index=True)
+
+
 class Word(Base):
     """A word of a record's text. `clinic/search.py` writes these rows and finds records by them."""
 
@@ -1166,5 +1207,23 @@ def _for_update(records: Select[Kind], kind: type[Kind]) -> Select[Kind]:
 def _find(kind: type[Kind], record_id: int, records: Select[Kind]) -> Kind:
     record = db.session.scalar(records.where(kind.id == record_id))
     if record is None:
-        raise errors.NotFound(f"There is no {kind.noun()} {record_id}.")
+        raise not_found(kind, record_id)
     return record
+
+
+def not_found(kind: type[Record], record_id: int) -> errors.NotFound:
+    """Return the error for a record that does not exist or is archived. It names the surviving patient of a merge."""
+    survivor = db.session.scalar(_SURVIVOR, {"id": record_id}) if kind is Patient else None
+    if survivor is None:
+        return errors.NotFound(f"There is no {kind.noun()} {record_id}.")
+    return errors.NotFound(f"Patient {record_id} was merged into patient {survivor}.", {"merged_into": survivor})
+
+
+def _survivor() -> Select[int]:
+    """Select the id of the patient into whom a patient was merged; of a chain, the last."""
+    chain = select(Patient.merged_into_id.label("id")).where(Patient.id == bindparam("id")).cte(recursive=True)
+    chain = chain.union(select(Patient.merged_into_id).join(chain, Patient.id == chain.c.id))
+    return select(Patient.id).join(chain, Patient.id == chain.c.id).where(Patient.merged_into_id.is_(None))
+
+
+_SURVIVOR = _survivor()

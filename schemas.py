@@ -369,7 +369,8 @@ class Patch(In):
             field.pop("default", None)
         about = "The server owns this field and ignores it here."
         owned = {"readOnly": True, "description": about, "x-answer": cls.answer.__name__}
-        schema["properties"] |= {name: owned for name in cls.answer.model_fields if name not in cls.model_fields}
+        names = [field.serialization_alias or name for name, field in cls.answer.model_fields.items()]
+        schema["properties"] |= {name: owned for name in names if name in cls._fields_of_the_server()}
         return reference
 
     @model_validator(mode="before")
@@ -377,8 +378,14 @@ class Patch(In):
     def _ignore_fields_of_the_server(cls, fields: object) -> object:
         if not isinstance(fields, dict):
             return fields
-        owned = cls.answer.model_fields.keys() - cls.model_fields.keys()
+        owned = cls._fields_of_the_server()
         return {name: value for name, value in fields.items() if name not in owned}
+
+    @classmethod
+    def _fields_of_the_server(cls) -> set[str]:
+        """Return the fields of `answer`, as answers name them, that nobody can change."""
+        answered = {field.serialization_alias or name for name, field in cls.answer.model_fields.items()}
+        return answered - cls.model_fields.keys()
 
 
 def _example(**fields: Any) -> ConfigDict:
@@ -517,6 +524,13 @@ class PasswordResetIn(In):
 _HIDDEN = "Null for a receptionist, who sends null, an empty text or nothing."
 
 
+class MergedOut(Out):
+    """A patient who was merged into another."""
+
+    id: int = Field(examples=[5])
+    mrn: str = Field(examples=["7350921864"])
+
+
 class PatientOut(RecordOut):
     kind = Patient
     mrn: str = Field(examples=["4829105773"])
@@ -530,6 +544,9 @@ class PatientOut(RecordOut):
     discharged_at: LocalTime | None = Field(examples=[None])
     date_of_birth: date | None = Field(examples=["1990-05-31"])
     sex: Annotated[str, _enum(Sex)] | None = Field(examples=["female"])
+    merged: Annotated[list[MergedOut], BeforeValidator(lambda merged: merged or [])] = Field(
+        description="The patients who were merged into this patient: the same person."
+    )
 
     @property
     def records_shown(self) -> str:
@@ -549,6 +566,50 @@ class DuplicateOut(Out):
         return self.patient.records_shown
 
 
+class MovedOut(Out):
+    """How many records moved from one patient to another."""
+
+    appointments: int = Field(examples=[3])
+    reports: int = Field(examples=[1])
+
+
+class MergeIn(In):
+    into: Id = Field(examples=[2], description="The patient who is the same person, and stays.")
+
+
+class MergeOut(Out):
+    patient: PatientOut = Field(description="The surviving patient.")
+    moved: MovedOut
+    differing: list[str] = Field(
+        description="The fields in which the two differ. The surviving patient keeps their own.",
+        examples=[["phone_number", "date_of_birth"]],
+    )
+
+    @property
+    def records_shown(self) -> str:
+        """What the access log says that the caller was shown."""
+        return self.patient.records_shown
+
+
+class StayingOut(Out):
+    """The ids of records that stay with the other patient."""
+
+    appointments: list[int] = Field(examples=[[12]])
+    reports: list[int] = Field(examples=[[7]])
+
+
+class UnmergedOut(Out):
+    """A merge that was undone."""
+
+    from_: int = Field(serialization_alias="from", description="The patient who had survived.", examples=[2])
+    moved: MovedOut = Field(description="The records that went back.")
+    staying: StayingOut = Field(description="The records that were made since the merge. Look whose they are.")
+
+
+class UnmergedPatientOut(PatientOut):
+    unmerged: UnmergedOut
+
+
 class PatientIn(In):
     first_name: Name = Field(examples=["Amina"])
     last_name: Name = Field(examples=["Wanjiru"])
@@ -564,7 +625,7 @@ class PatientIn(In):
 
 class PatientPatch(PatientIn, Patch):
     model_config = _example(status="admitted", doctor_summary="Fever for three days, no cough.", diagnosis="Malaria")
-    answer = PatientOut
+    answer = UnmergedPatientOut  # has the fields of all answers
     first_name: ChangedName = Field(examples=["Amina"])
     last_name: ChangedName = Field(examples=["Wanjiru"])
     phone_number: ChangedPhone = Field(examples=["+254 712 345 678"])
@@ -609,6 +670,13 @@ class AppointmentOut(RecordOut):
     doctor: Person = Field(examples=[{"id": 1, "first_name": "Tomás", "last_name": "Okafor"}])
 
 
+class TimelineAppointmentOut(AppointmentOut):
+    """An appointment of a timeline."""
+
+    entry_kind: Literal["appointment"] = Field(serialization_alias="kind", examples=["appointment"])
+    at: LocalTime = Field(description="The time of the appointment.", examples=["2030-03-04T10:00:00+00:00"])
+
+
 class AppointmentIn(In):
     appointment_datetime: Annotated[Instant, AfterValidator(times.WrittenTime.of_minutes)] = Field(
         examples=["2030-03-04T10:00:00+00:00"],
@@ -628,7 +696,7 @@ class AppointmentIn(In):
 
 class AppointmentPatch(AppointmentIn, Patch):
     model_config = _example(appointment_datetime="2030-03-04T10:00:00+00:00", duration_minutes=30)
-    answer = AppointmentOut
+    answer = TimelineAppointmentOut  # has the fields of all answers
     user_id: Id = Field(examples=[])
 
 
@@ -870,6 +938,13 @@ class ReportOut(RecordOut):
         return f"report {self.id} (images {' '.join(str(image.id) for image in self.images)})"
 
 
+class TimelineReportOut(ReportOut):
+    """A report of a timeline."""
+
+    entry_kind: Literal["report"] = Field(serialization_alias="kind", examples=["report"])
+    at: LocalTime = Field(description="When the report was filed.", examples=["2030-03-01T09:12:45+00:00"])
+
+
 class ReportIn(In):
     patient_id: Id = Field(examples=[1])
     user_id: OwnId = Field(None, examples=[])
@@ -878,7 +953,7 @@ class ReportIn(In):
 
 class ReportPatch(ReportIn, Patch):
     model_config = _example(diagnosis="Malaria")
-    answer = ReportOut
+    answer = TimelineReportOut  # has the fields of all answers
     user_id: Id = Field(examples=[])
     replace_images: bool = Field(examples=[])
 
@@ -892,20 +967,6 @@ class ReportQuery(CollectionQuery):
 
 
 # --- Timeline ---
-
-
-class TimelineAppointmentOut(AppointmentOut):
-    """An appointment of a timeline."""
-
-    entry_kind: Literal["appointment"] = Field(serialization_alias="kind", examples=["appointment"])
-    at: LocalTime = Field(description="The time of the appointment.", examples=["2030-03-04T10:00:00+00:00"])
-
-
-class TimelineReportOut(ReportOut):
-    """A report of a timeline."""
-
-    entry_kind: Literal["report"] = Field(serialization_alias="kind", examples=["report"])
-    at: LocalTime = Field(description="When the report was filed.", examples=["2030-03-01T09:12:45+00:00"])
 
 
 class TimelineQuery(CollectionQuery):

@@ -33,6 +33,12 @@ Sign in with `POST /login` and send `Authorization: Bearer <access_token>`. The 
         "conflict": ["AppointmentOut"],
         "current": ["UserOut", "PatientOut", "AppointmentOut", "ReportOut", "AbsenceOut"],
     },
+    parts={
+        "merged_into": {
+            "type": "integer",
+            "description": "With `not_found`: the patient into whom this patient was merged.",
+        }
+    },
 )
 LINKS = {"sign up": "/signup", "sign in": "/login"}  # `GET /` answers these, and the links of the server itself
 

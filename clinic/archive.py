@@ -14,6 +14,7 @@ from models import (
     IdempotencyKey,
     Image,
     LoginSession,
+    MovedRecord,
     PasswordReset,
     Patient,
     Record,
@@ -58,9 +59,12 @@ def _lock_doctors_of(patient_id: int) -> None:
 def erasable(kind: type[Record], before: datetime) -> Select[int]:
     """Select the ids of records that were archived before this instant and that no remaining record refers to.
 
-    Leaves out records whose patient or report is erasable: `erase` erases them with the patient or the report.
+    Leaves out records whose patient or report is erasable: `erase` erases them with the patient or the report. So it
+    does with patients who were merged: until then their old number and names lead to the surviving patient.
     """
     conditions = [kind.deleted_at < before]
+    if kind is Patient:
+        conditions.append(Patient.merged_into_id.is_(None))
     if kind is Image:
         conditions.append(Image.report_id.not_in(select(Report.id).where(Report.deleted_at < before)))
     if kind is Report or kind is Appointment:
@@ -73,8 +77,8 @@ def erasable(kind: type[Record], before: datetime) -> Select[int]:
 
 
 def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
-    """Erase an archived record for good: a patient with reports and appointments, a report with its images, a user with
-    hours and absences.
+    """Erase an archived record for good: a patient with reports, appointments and whom was merged into the patient, a
+    report with its images, a user with hours and absences.
 
     Commits nothing: run it in a transaction, so that a killed purge leaves no half record. Returns False if the record
     was restored meanwhile. The history keeps its entries without their values. `images.sweep` destroys the files.
@@ -95,8 +99,17 @@ def erase(kind: type[Record], record_id: int, before: datetime) -> bool:
         _delete(db.session.scalars(select(Absence).where(Absence.user_id == record_id)).all())
         for table in (LoginSession, PasswordReset, IdempotencyKey):
             db.session.execute(delete(table).where(table.user_id == record_id))
+    if isinstance(record, Patient):
+        for other in record.merged or ():  # each after those who were merged into them
+            _delete(db.session.scalars(select(Patient).where(Patient.id == other["id"])).all())
     _delete([record])
     return True
+
+
+def _forget_moves(record: Patient | Appointment | Report) -> None:
+    """Delete what `MovedRecord` says of a record that is about to be erased."""
+    column = getattr(MovedRecord, f"{record.noun()}_id")
+    db.session.execute(delete(MovedRecord).where(column == record.id))
 
 
 def _delete(records: Iterable[Record]) -> None:
@@ -105,5 +118,7 @@ def _delete(records: Iterable[Record]) -> None:
             db.session.add(Upload(public_id=record.public_id, store=record.store, claimed_at=now()))
         if isinstance(record, Patient | User):
             search.delete_words(record)
+        if isinstance(record, Patient | Appointment | Report):
+            _forget_moves(record)
         db.session.delete(record)
     db.session.flush()

@@ -18,7 +18,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from clinic.query import QueryShape, Statements, Values
 from clinic.rights import hidden_fields
-from models import Appointment, Image, Patient, Record, Report, User
+from models import Appointment, Image, Patient, Record, Report, User, not_found
 from schemas import (
     AppointmentOut,
     CollectionQuery,
@@ -30,11 +30,10 @@ from schemas import (
     ReportOut,
     UserOut,
 )
-from server import errors
 from server.cursor import make_cursor, next_link, read_cursor
 from server.database import UTCDateTime, db
 from server.endpoint import StreamedList, caller_and_request, log_access
-from server.fast_reads import Row, read, streaming
+from server.fast_reads import Row, read, stop, streaming
 from server.times import clinic_zone
 
 BATCH = 500  # rows of a stream that are in memory together
@@ -73,7 +72,8 @@ class Collection(Generic[Answer]):
         """Return a single record. `finish` changes the fields of its answer. Raises `NotFound`."""
         rows = read(self.statements.by_id, {"id": record_id})
         if not rows:
-            raise errors.NotFound(f"There is no {self.kind.noun()} {record_id}.")
+            stop()  # the session takes another connection
+            raise not_found(self.kind, record_id)
         return self.answer.of(self.row_converter(finish)(rows[0]))
 
     def answer_to(self, query: CollectionQuery, finish: Finish | None = None) -> StreamedList[Answer]:
@@ -213,6 +213,11 @@ def _with_names(kind: type[Appointment | Report]) -> FromClause:
     return table.join(_patient, _patient.c.id == table.c.patient_id).join(_doctor, _doctor.c.id == table.c.user_id)
 
 
+def _read_merged(fields: Fields, _: Row) -> None:
+    merged = fields["merged"] or []
+    fields["merged"] = orjson.loads(merged) if isinstance(merged, str) else merged  # SQLite stores JSON as a text
+
+
 def _add_people(fields: Fields, row: Row) -> None:
     """Add the patient and the doctor, who are in the last columns of the row."""
     patient = dict(zip(_PATIENT, row[-len(PEOPLE) : -len(_DOCTOR)], strict=True))
@@ -267,6 +272,7 @@ PATIENTS = Collection(
     PatientOut,
     {"id": ("id",), **_BY_NAME, "admitted_at": ("admitted_at", "id")},
     span=("admitted_at", "admitted_from", "admitted_to"),
+    complete=_read_merged,
 )
 APPOINTMENTS = Collection(
     Appointment,

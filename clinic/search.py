@@ -80,11 +80,23 @@ def _words(kind: type[Patient | User], row: Any, region: str) -> frozenset[str]:
 
 
 def insert_words(connection: Connection, kind: type[Patient | User], rows: Iterable[Any]) -> None:
-    """Insert the words of rows that have none yet, sorted, so that neighbours in the index are written together."""
-    region = phone_region()
-    words = sorted((word, row.id) for row in rows for word in _words(kind, row, region))
+    """Insert the words of rows that have none yet, sorted, so that neighbours in the index are written together.
+
+    A patient is found by the words of the patients who were merged into them, too, save for their birth dates.
+    """
+    region, rows = phone_region(), list(rows)
+    words = {(word, row.id) for row in rows for word in _words(kind, row, region)}
+    survivors = {other["id"]: row.id for row in rows for other in getattr(row, "merged", None) or ()}
+    if survivors:
+        merged = connection.execute(select(Patient.__table__).where(Patient.id.in_(survivors)))
+        words |= {
+            (word, survivors[row.id])
+            for row in merged
+            for word in _words(Patient, row, region)
+            if not word.startswith(_BIRTH)
+        }
     if words:
-        insert_many(connection, INDEXES[kind], ("word", "record_id"), words)
+        insert_many(connection, INDEXES[kind], ("word", "record_id"), sorted(words))
 
 
 def delete_words(record: Patient | User) -> None:
@@ -94,7 +106,7 @@ def delete_words(record: Patient | User) -> None:
 
 
 def index_words(session: Session, _: Any) -> None:
-    """Write the words of the patients and users that this flush has created or renamed.
+    """Write the words of the patients and users that this flush has created, renamed or merged.
 
     This is a listener of `after_flush`, so that no code that writes a record can forget its words.
     """
@@ -111,7 +123,7 @@ def index_words(session: Session, _: Any) -> None:
 
 
 def _is_renamed(record: Patient | User) -> bool:
-    names = ("first_name", "last_name", "phone_number", "date_of_birth")
+    names = ("first_name", "last_name", "phone_number", "date_of_birth", "merged")
     return any(get_history(record, name).has_changes() for name in names if hasattr(record, name))
 
 

@@ -65,13 +65,14 @@ SPECIAL = {
     "update_appointment": Special({"appointment_datetime": "{{slot}}"}),
     "create_absence": Special({"starts_at": "{{absence_start}}", "ends_at": "{{absence_end}}"}, status=201),
     "swap_appointments": Special({"first": "{{appointment_id}}", "second": "{{spare_appointment_id}}"}),
+    "merge_patient": Special({"into": "{{patient_id}}"}),
     "create_report": Special(after=keeps("report_id")),
 }
 
 
 def variable(operation: str, name: str) -> str:
-    """Return the variable of an id in the address: nobody else uses the record that a request archives or restores."""
-    kind = {"delete": "spare_", "restore": "archived_"}.get(operation.partition("_")[0], "")
+    """Return the variable of an id in the address: a record that a request archives or restores is nobody else's."""
+    kind = {"delete": "spare_", "merge": "spare_", "restore": "archived_"}.get(operation.partition("_")[0], "")
     return f"{kind}{name}"
 
 

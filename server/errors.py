@@ -114,8 +114,14 @@ class Forbidden(APIError):
 
 
 class NotFound(APIError):
+    """There is no such record. `more` are further parts of the body: where the record is now, for example."""
+
     status = HTTPStatus.NOT_FOUND
     code = Code.NOT_FOUND
+
+    def __init__(self, msg: str, more: Mapping[str, Any] | None = None) -> None:
+        super().__init__(msg)
+        self.more = more or {}
 
 
 class Conflict(APIError):
@@ -322,6 +328,8 @@ def respond(error: APIError) -> Response:
             body["conflicts"] = [_shortened(record, LONGEST_TEXT_OF_MANY) for record in records]
         while len(jsonify(body).data) > LARGEST_ANSWER:  # long names
             body["conflicts"].pop()
+    if isinstance(error, NotFound):
+        body |= error.more
     if error.current and (record := show(*error.current)):
         body["current"] = record
     response = jsonify(body)

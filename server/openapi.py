@@ -33,6 +33,7 @@ class About:
     description: str
     tags: Mapping[str, str]  # tag: description, in the order of the interactive page
     shown: Mapping[str, Sequence[str]]  # the answer models of an error's `conflict` and `current`
+    parts: Mapping[str, JSON]  # further parts of an error's body: name, schema
 
 
 # By status: the name of the component, the description, an example.
@@ -440,7 +441,7 @@ def _problem(about: About, models: Models) -> JSON:
             "description": about_list,
         }
         fields["total"] = {"type": "integer", "description": "How many records are in the way. Sent with `conflicts`."}
-    return {**PROBLEM, "properties": PROBLEM["properties"] | fields}
+    return {**PROBLEM, "properties": {**PROBLEM["properties"], **fields, **about.parts}}
 
 
 def _bearer(about: str) -> JSON:

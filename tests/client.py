@@ -61,7 +61,7 @@ def form(fields: dict[str, Any]) -> dict[str, Any]:
     return {"data": body, "content_type": f"multipart/form-data; boundary={boundary}"}
 
 
-IN_ORDER = ("msg", "code", "errors", "conflict", "conflicts", "total", "current")
+IN_ORDER = ("msg", "code", "errors", "conflict", "conflicts", "total", "merged_into", "current")
 
 
 def check_problem(body: dict[str, Any]) -> None:

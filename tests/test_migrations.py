@@ -133,6 +133,7 @@ CHECKS = {
     "ck_appointments_overbooked_reason",
     "ck_appointments_status",
     "ck_clinic_one_row",
+    "ck_moved_records_one_record",
     "ck_patients_discharged_after_admitted",
     "ck_patients_sex",
     "ck_patients_status",

@@ -284,7 +284,7 @@ def test_every_example_is_accepted_and_answers_look_like_theirs(app: Flask) -> N
         schema, body = answers["application/json"]["schema"], response.json
         if schema.get("type") == "array":
             schema, body = schema["items"], body[0]
-            schema = schema.get("anyOf", [schema])[0]  # a timeline begins with its appointments to come
+        schema = schema.get("anyOf", [schema])[0]  # a timeline begins with its appointments to come
         assert example_of(doc, schema).keys() == body.keys(), name
 
 

@@ -64,6 +64,7 @@ RIGHTS = {
     "PATCH /patient/<id:patient_id>": SIGNED_IN,
     "DELETE /patient/<id:patient_id>": ADMIN,
     "POST /patient/<id:patient_id>/restore": ADMIN,
+    "POST /patient/<id:patient_id>/merge": ADMIN,
     "GET /patient/<id:patient_id>/history": CLINICAL,
     "GET /patient/<id:patient_id>/duplicates": SIGNED_IN,
     "GET /patient/<id:patient_id>/timeline": SIGNED_IN,
@@ -97,6 +98,7 @@ BODIES: dict[str, Callable[["Ward"], dict[str, Any]]] = {
     "POST /user/<id:user_id>/absences": lambda ward: {"json": ward.another_absence()},
     "POST /patients": lambda ward: {"json": {"first_name": "A", "last_name": "B", "phone_number": "0712 345 678"}},
     "PATCH /patient/<id:patient_id>": lambda ward: {"json": {"phone_number": "0733 000 111"}},
+    "POST /patient/<id:patient_id>/merge": lambda ward: {"json": {"into": ward.patient}},
     "POST /appointment": lambda ward: {
         "json": {"patient_id": ward.patient, "appointment_datetime": ward.another_time()}
     },

@@ -49,6 +49,13 @@ def test_an_entry_is_the_record_as_its_own_address_answers_it(doctor: Client, pa
         assert at == record["appointment_datetime" if kind == "appointment" else "created_at"]
 
 
+def test_an_entry_may_be_sent_back_as_its_record(doctor: Client, patient: int) -> None:
+    for entry in doctor.get(f"/patient/{patient}/timeline").json:
+        address = {"appointment": "appointment", "report": "reports"}[entry["kind"]]
+        changed = doctor.patch(f"/{address}/{entry['id']}", entry)
+        assert (changed.status_code, changed.json["version"]) == (200, 1)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 6])
 def test_pages_lead_on_through_the_whole_timeline(doctor: Client, patient: int, limit: int) -> None:
     found = list(pages(doctor, f"/patient/{patient}/timeline?limit={limit}"))

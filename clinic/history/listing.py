@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, FromClause, Select, Table, select, tuple_, union_all
 
 from clinic.history.chain import KINDS, SIGN_INS
-from models import Absence, AuditEntry, Image, Record, Report, User, Week
+from models import Absence, AuditEntry, Image, Patient, Record, Report, User, Week
 from schemas import AuditQuery, HistoryOut
 from server.database import db
 from server.endpoint import StreamedList
@@ -21,7 +21,8 @@ _page = TypeAdapter(list[HistoryOut])
 def history(record: Record) -> list[HistoryOut]:
     """Return every entry of the record, oldest first.
 
-    A report has the entries of its images, too, and a user those of their hours and absences.
+    A report has the entries of its images, too, a user those of their hours and absences, and a patient those of the
+    patients who were merged into them.
     """
     chosen = (AuditEntry.kind == record.noun()) & (AuditEntry.record_id == record.id)
     if isinstance(record, Report):
@@ -31,6 +32,9 @@ def history(record: Record) -> list[HistoryOut]:
         absences = select(Absence.id).where(Absence.user_id == record.id)
         chosen |= (AuditEntry.kind == Week.noun()) & (AuditEntry.record_id == record.id)
         chosen |= (AuditEntry.kind == Absence.noun()) & AuditEntry.record_id.in_(absences)
+    if isinstance(record, Patient) and record.merged:
+        merged = [other["id"] for other in record.merged]
+        chosen |= (AuditEntry.kind == Patient.noun()) & AuditEntry.record_id.in_(merged)
     rows = db.session.execute(_with_actor(_entries).where(chosen).order_by(AuditEntry.id))
     return [HistoryOut.of(row) for row in rows]
 
