@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import bcrypt  # noqa: E402
+import psycopg2  # noqa: E402
 from flask import Flask  # noqa: E402
+from sqlalchemy import insert  # noqa: E402
 from werkzeug.test import EnvironBuilder  # noqa: E402
 
 from app import create_app  # noqa: E402
 from bench.floor import create_floor  # noqa: E402
+from models import Appointment, Report  # noqa: E402
 from testing.fill import RARE, fill  # noqa: E402
 from testing.postgresql import empty_database, postgresql_server  # noqa: E402
 from testing.statements import counted_statements  # noqa: E402
@@ -329,6 +333,52 @@ def timed(work: Work, times: int = 15) -> float:
     return statistics.median(found)
 
 
+def course(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    """Statistics of a year, and the timeline of a patient."""
+    url = make("course")
+    server, _ = serve(url, folder, patients=SMALL, appointments=LARGE, doctors=60)  # of 347 days
+    for by in ("day", "month"):
+        year = server.environ(f"/statistics?from=2020-01-01&to=2020-12-31&by={by}")
+        with counted_statements(server.app) as said:
+            server.ask(year())
+        counts = [statement for statement in said if "login_sessions" not in statement]
+        with contextlib.closing(driver(url)) as connection:
+
+            def count(connection: Any = connection, counts: list[str] = counts) -> None:
+                cursor = connection.cursor()
+                for statement in counts:
+                    cursor.execute(statement)
+                    cursor.fetchall()
+
+            ours, theirs, ratio = compare(lambda a=year: server.ask(a()), count, 1, 7, clock=time.perf_counter)  # type: ignore[misc]
+        what = f"statistics of a year by {by}, {LARGE:,} appointments, against the driver alone, time"
+        yield Figure(what, ratio, "x", 1.5, f"{ours * 1e3:.0f} against {theirs * 1e3:.0f} ms")
+    few, many = (timeline_page(server, entries) for entries in (20, 2_000))
+    one, other, ratio = compare(many, few, 20, clock=time.perf_counter)
+    detail = f"{one * 1e6:.0f} against {other * 1e6:.0f} µs"
+    yield Figure("page of a timeline, 2,000 entries against 20, time", ratio, "x", 1.5, detail)
+
+
+def driver(url: str) -> Any:
+    """A connection of the driver alone."""
+    if url.startswith("sqlite"):
+        return sqlite3.connect(url.removeprefix("sqlite:///"))
+    return psycopg2.connect(url)
+
+
+def timeline_page(server: Asker, entries: int) -> Work:
+    """Work that reads 20 entries of a new patient, who has so many: appointments and reports by turns."""
+    patient = server.post("/patients", first_name="Amina", last_name="Wanjiru", phone_number="0712")["id"]
+    began, kept = datetime(2021, 1, 1, tzinfo=UTC), {"patient_id": patient, "user_id": 2, "version": 1}
+    times = [began + timedelta(minutes=n) for n in range(0, entries, 2)]
+    with server.app.app_context(), server.app.extensions["sqlalchemy"].engine.begin() as connection:
+        booked = {**kept, "status": "cancelled"}
+        connection.execute(insert(Appointment), [{**booked, "appointment_datetime": time} for time in times])
+        connection.execute(insert(Report), [{**kept, "diagnosis": "Malaria", "created_at": time} for time in times])
+    environ = server.environ(f"/patient/{patient}/timeline?limit=20")
+    return lambda: server.ask(environ())
+
+
 def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
     server, _ = serve(make("statements"), folder, patients=200, appointments=200, reports=200)
 
@@ -344,6 +394,8 @@ def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
         ("read", lambda: server.get("/patient/7"), 2),
         ("page", lambda: server.get("/appointment?limit=100"), 2),
         ("page of reports", lambda: server.get("/reports?limit=100"), 3),
+        ("statistics", lambda: server.get("/statistics"), 4),
+        ("page of a timeline", lambda: server.get("/patient/7/timeline?limit=100"), 3),
         ("page with total", lambda: server.get("/patients?limit=100&total=true"), 3),
         ("create a patient", lambda: server.post("/patients", first_name="A", last_name="B", phone_number="0712"), 8),
         (
@@ -460,7 +512,7 @@ def starting() -> Iterator[Figure]:
 
 # --- The table ---
 
-SECTIONS = (against_the_floor, statements, login, workers, whole_collection, bookings, desk, at_any_size)
+SECTIONS = (against_the_floor, statements, login, workers, whole_collection, bookings, desk, course, at_any_size)
 
 
 def machine() -> str:

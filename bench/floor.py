@@ -23,14 +23,14 @@ BATCH = 500
 
 PATIENT = (
     "id, created_at, updated_at, version, mrn, first_name, last_name, phone_number, status, doctor_summary, diagnosis, "
-    "admitted_at, discharged_at, date_of_birth, sex"
+    "admitted_at, discharged_at, date_of_birth, sex, merged"
 )
 ONE_PATIENT = f"SELECT {PATIENT} FROM patients WHERE id = %s AND deleted_at IS NULL"
 PATIENTS = f"SELECT {PATIENT} FROM patients WHERE deleted_at IS NULL ORDER BY id"
 PEOPLE = "p.id, p.first_name, p.last_name, p.mrn, p.phone_number, p.date_of_birth, d.id, d.first_name, d.last_name"
 JOINS = "JOIN patients p ON p.id = r.patient_id JOIN users d ON d.id = r.user_id"
 APPOINTMENTS = f"""SELECT r.id, r.created_at, r.updated_at, r.version, r.appointment_datetime, r.duration_minutes,
-    r.status, r.reason, r.patient_id, r.user_id, r.overbooked, {PEOPLE}
+    r.status, r.reason, r.note, r.patient_id, r.user_id, r.overbooked, {PEOPLE}
     FROM appointments r {JOINS} WHERE r.deleted_at IS NULL ORDER BY r.id LIMIT %s"""
 REPORTS = f"""SELECT r.id, r.created_at, r.updated_at, r.version, r.diagnosis, r.patient_id, r.user_id, {PEOPLE}
     FROM reports r {JOINS} WHERE r.deleted_at IS NULL ORDER BY r.id LIMIT %s"""
@@ -96,6 +96,7 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
             "discharged_at": local(row[12]),
             "date_of_birth": row[13],
             "sex": row[14],
+            "merged": row[15] or [],
         }
 
     def appointment(row: Any) -> dict[str, Any]:
@@ -108,10 +109,11 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
             "duration_minutes": row[5],
             "status": row[6],
             "reason": row[7],
-            "patient_id": row[8],
-            "user_id": row[9],
-            "overbooked": bool(row[10]),
-            **people(row[11:]),
+            "note": row[8],
+            "patient_id": row[9],
+            "user_id": row[10],
+            "overbooked": bool(row[11]),
+            **people(row[12:]),
         }
 
     def people(row: Any) -> dict[str, Any]:
