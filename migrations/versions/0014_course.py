@@ -1,7 +1,7 @@
 """discharges are counted by an index; patients can be merged
 
 Revision ID: 0014
-Revises: 0012
+Revises: 0013
 Create Date: 2026-11-27 07:00:00
 
 The purge of the earlier release cannot erase a patient who was merged, nor a record that was moved: run it afterwards.
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0014"
-down_revision = "0012"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
