@@ -32,7 +32,7 @@ run: $(VENV)/.run .env  ## set everything up and serve at http://127.0.0.1:5000
 	@echo "Bringing the database up to date…"
 	@$(BIN)/flask db upgrade
 	@$(BIN)/flask welcome
-	$(BIN)/gunicorn
+	$(BIN)/python serve.py
 
 WORKERS ?= 3
 test: $(VENV)/.dev  ## set everything up and run the whole suite, on SQLite and PostgreSQL (quicker: make test ARGS='-m "not slow"')

@@ -199,10 +199,21 @@ class Settings(BaseModel):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The lowest level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
     )
-    HOST: str = Field("127.0.0.1", description="The address that `make run` listens on.")
+    HOST: str = Field(
+        "127.0.0.1",
+        description="The address that `make run` listens on, or `unix:` and the path of a Unix socket.",
+    )
     PORT: int = Field(5000, ge=1, le=65535, description="The port that `make run` listens on.")
     WEB_CONCURRENCY: int = Field(2, ge=1, description="The number of worker processes of `make run`.")
-    WEB_THREADS: int = Field(8, ge=1, description="The number of threads of each worker.")
+    WEB_THREADS: int = Field(
+        64, ge=16, description="The number of threads of each worker. Most of them wait: few compute at once."
+    )
+    HEALTH_PORT: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="A port on which a thread of its own answers `GET /healthz`, however busy the server is. 0: none.",
+    )
 
     @field_validator("TIMEZONE")
     @classmethod
@@ -378,13 +389,21 @@ LIMITS = {
 }
 
 
+POOL = 40  # connections of a worker to PostgreSQL: 14 requests inside the gate, two for each, and the streams
+
+
 def _engine_options(url: str, threads: int) -> dict[str, Any]:
-    """Return the arguments of `create_engine`. The pool has two connections for each thread, which may hold both."""
+    """Return the arguments of `create_engine`.
+
+    The gate bounds the requests that use PostgreSQL at once. On SQLite a connection is a file handle, and a thread that
+    waits for its turn to write holds one.
+    """
     options: dict[str, Any] = {"hide_parameters": True}  # the log shows no value of a patient
     if url in ("sqlite://", "sqlite:///:memory:"):
         return options
     options |= {"pool_size": threads, "max_overflow": threads, "pool_timeout": GIVE_UP, "pool_recycle": 1800}
     if url.startswith("postgresql"):
+        options |= {"pool_size": POOL // 2, "max_overflow": POOL // 2}
         options["connect_args"] = _connection_limits(make_url(url))
         # whatever the server's default: under REPEATABLE READ a transaction would not see what it waited for
         options["isolation_level"] = "READ COMMITTED"

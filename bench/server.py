@@ -1,4 +1,4 @@
-"""Runs the real server for a bench: gunicorn as `make run` starts it, with its own database and instance folder."""
+"""Runs the real server for a bench: `serve.py`, as `make run` starts it, with its own database and instance folder."""
 
 import json
 import os
@@ -97,7 +97,7 @@ class Server:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [TOOLS / "gunicorn", "--log-level", "error"],
+            [sys.executable, "serve.py"],
             cwd=self.root,
             env=self.environment,
             stderr=subprocess.DEVNULL,  # the access log, a line for each record that is shown

@@ -66,7 +66,7 @@ def main() -> int:
         }
         tool = Path(sys.executable).parent
         subprocess.run([tool / "flask", "db", "upgrade"], cwd=ROOT, env=environment, check=True, capture_output=True)
-        server = subprocess.Popen([tool / "gunicorn", "--log-level", "warning"], cwd=ROOT, env=environment)
+        server = subprocess.Popen([sys.executable, "serve.py"], cwd=ROOT, env=environment)
         try:
             return measure(f"http://127.0.0.1:{port}", server.pid, cloud)
         finally:

@@ -30,6 +30,7 @@ from schemas import (
     ReportOut,
     UserOut,
 )
+from server import streams
 from server.cursor import make_cursor, next_link, read_cursor
 from server.database import UTCDateTime, db
 from server.endpoint import StreamedList, caller_and_request, log_access
@@ -172,6 +173,7 @@ def streamed(
         return records
 
     with ExitStack() as closing:
+        closing.enter_context(streams.place())
         connection = closing.enter_context(streaming(BATCH))
         batches = _batches(connection, statements, values)
         closing.callback(batches.close)

@@ -18,7 +18,7 @@ from werkzeug.datastructures import FileStorage
 
 from clinic.stores import Store, StoreError, stores
 from models import Image, Report, Upload
-from server import errors, pictures
+from server import errors, gate, pictures
 from server.database import db, refuse_open_transaction
 from server.multipart import FILE_LIMIT, of_file
 from server.pictures import Picture
@@ -87,7 +87,7 @@ def _send(store: Store, picture: Picture, public_id: str) -> str:
 def _send_all(uploads: dict[str, Picture]) -> dict[str, str]:
     """Send the pictures side by side and return each image_url. Waits for all before it raises `ImageStoreFailed`."""
     store = stores().chosen
-    with ThreadPoolExecutor(min(SENDERS, len(uploads)), thread_name_prefix="upload") as senders:
+    with gate.outside(), ThreadPoolExecutor(min(SENDERS, len(uploads)), thread_name_prefix="upload") as senders:
         sent = {one: senders.submit(_send, store, picture, one) for one, picture in uploads.items()}
         wait(sent.values(), return_when=FIRST_EXCEPTION)
         for future in sent.values():
@@ -187,7 +187,8 @@ def _destroy_claimed(uploads: Mapping[str, str]) -> None:
         if store in failed:
             continue
         try:
-            stores().named(store).destroy(public_id)
+            with gate.outside():
+                stores().named(store).destroy(public_id)
         except StoreError as error:
             failed[store] = error
             continue

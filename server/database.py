@@ -38,6 +38,7 @@ from sqlalchemy.types import TypeDecorator
 
 from server import errors
 from server.outage import outage
+from server.writers import BUSY_TIMEOUT, FairLock, WriterConnection
 
 Result = TypeVar("Result")
 
@@ -197,10 +198,21 @@ def _on_sqlite(engine: Engine) -> None:
     8 threads 172 lost their update; with IMMEDIATE none did.
     """
 
+    turns = FairLock()
+
+    @event.listens_for(engine, "do_connect")
+    def _use_our_class(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
+        options["factory"] = WriterConnection
+
     @event.listens_for(engine, "connect")
     def _connect(connection: sqlite3.Connection, _: Any) -> None:
         connection.isolation_level = None  # the driver begins no transaction; `_begin` does
-        for pragma in ("busy_timeout=20000", "journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
+        for pragma in (
+            f"busy_timeout={BUSY_TIMEOUT * 1000}",
+            "journal_mode=WAL",
+            "foreign_keys=ON",
+            "synchronous=FULL",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -208,8 +220,12 @@ def _on_sqlite(engine: Engine) -> None:
         options = connection.get_execution_options()
         if options.get("isolation_level") == "AUTOCOMMIT":
             return
-        reading = options.get("reading", _reads_only())
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+        if options.get("reading", _reads_only()):
+            connection.exec_driver_sql("BEGIN")
+        else:
+            driver: Any = connection.connection.driver_connection
+            driver.wait_to_write(turns)
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def limited(statement: str, seconds: int) -> str:
@@ -314,7 +330,7 @@ def _is_writable(connection: Connection) -> bool:
         return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # another connection is writing
     finally:
         driver.rollback()
-        driver.execute("PRAGMA busy_timeout=20000")
+        driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000}")
     return True
 
 

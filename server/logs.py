@@ -55,3 +55,14 @@ def set_up(level: str) -> None:
     logging.basicConfig(handlers=[handler])
     logging.getLogger("hosi").setLevel(level)
     logging.getLogger("hosi.access").setLevel("INFO")  # the access log does not depend on LOG_LEVEL
+
+
+def granian_config() -> dict[str, Any]:
+    """Return the logging configuration of granian, whose messages go the same way as ours. It has no access log."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"hosi": {"()": OneLineFormatter, "fmt": FORMAT}},
+        "handlers": {"hosi": {"class": "logging.StreamHandler", "formatter": "hosi"}},
+        "loggers": {"_granian": {"handlers": ["hosi"], "propagate": False}, "granian.access": {}},
+    }

@@ -4,18 +4,14 @@ Werkzeug's own parser keeps every part of a form before anybody can look at it.
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from io import BytesIO
-from socket import SHUT_RD
 from tempfile import SpooledTemporaryFile
-from threading import Timer
 from typing import IO, TYPE_CHECKING, Any
 
 from flask import Request, g, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.formparser import MultiPartParser
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
-from werkzeug.wsgi import get_content_length
 
 from server import errors
 
@@ -30,55 +26,30 @@ MOST_PARTS = 1_000  # of them most are empty file inputs
 PIECE = 64 * 1024  # bytes that are read at once
 IN_MEMORY = 500 * 1024  # bytes of a file; a larger one goes to a temporary file
 LONGEST_HEADERS = 2 * PIECE  # bytes of what precedes the content of a part
-DISCARDING = 5  # seconds
 ONLY_ONCE = "Please give the {field} only once."
 _charset = MultiPartParser().get_part_charset
 
 
 class _Body:
-    """The body of a request, which knows whether all of it was read."""
+    """The body of a request in chunks, which the development server reads (RFC 9112 section 7.1)."""
 
-    def __init__(self, environ: "WSGIEnvironment") -> None:
-        self._stream = environ["wsgi.input"]
-        self._socket = environ.get("gunicorn.socket")  # Werkzeug's server discards the rest itself
-        self._in_chunks = "HTTP_TRANSFER_ENCODING" in environ  # RFC 9112 section 7.1
-        self._unread = get_content_length(environ) or int(self._in_chunks)  # of a body in chunks, whether there is more
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
 
     def read(self, size: int = -1) -> bytes:
-        """Raises `BadRequest` for broken chunks: what the server that reads them raises is the client's fault."""
+        """Raise `BadRequest` for broken chunks: what the server that reads them raises is the client's fault."""
         try:
-            piece: bytes = self._stream.read(size)
+            return self._stream.read(size)
         except Exception as error:
-            self._unread = 0
-            if self._in_chunks:
-                raise errors.BadRequest("The body is not well-formed: its chunks are broken.") from error
-            raise
-        if not piece:
-            self._unread = 0
-        elif not self._in_chunks:
-            self._unread -= len(piece)
-        return piece
-
-    def discard(self) -> None:
-        """Read what is left, for some seconds: a client that sends all before it reads can then read the answer.
-
-        Gunicorn discards 64 KB and resets the connection, which a browser shows as a network error.
-        """
-        if self._socket is None or self._unread <= (0 if self._in_chunks else PIECE // 2):
-            return
-        end = Timer(DISCARDING, self._socket.shutdown, [SHUT_RD])  # ends a read that waits
-        end.start()
-        with suppress(OSError, errors.BadRequest):
-            while self._unread:
-                self.read(MB if self._in_chunks else min(MB, self._unread))
-        end.cancel()
+            raise errors.BadRequest("The body is not well-formed: its chunks are broken.") from error
 
 
 class APIRequest(Request):
-    """A request that leaves no file open and no body unread."""
+    """A request that leaves no file open."""
 
     def __init__(self, environ: "WSGIEnvironment", *args: Any, **kwargs: Any) -> None:
-        self._body = environ["wsgi.input"] = _Body(environ)
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            environ["wsgi.input"] = _Body(environ["wsgi.input"])
         self._files: list[IO[bytes]] = []
         super().__init__(environ, *args, **kwargs)
 
@@ -88,10 +59,9 @@ class APIRequest(Request):
         return self._files[-1]
 
     def close(self) -> None:
-        """Close the files and discard the rest of the body. Flask calls this before the answer is sent."""
+        """Close the files. Flask calls this before the answer is sent."""
         for file in self._files:
             file.close()
-        self._body.discard()
 
 
 def read(names: Collection[str], text_limit: int) -> dict[str, str]:

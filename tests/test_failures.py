@@ -2,10 +2,8 @@
 
 import contextlib
 import logging
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -309,19 +307,3 @@ def test_a_database_in_which_somebody_writes_is_ready(ada: Client) -> None:
     with engine_of(ada.app).begin() as connection:
         connection.exec_driver_sql("UPDATE users SET version = version")
         assert ada.get("/readyz").status_code == 200
-
-
-def test_who_reads_nothing_of_an_answer_keeps_no_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FLASK_ENV", "development")
-    monkeypatch.setenv("INSTANCE_PATH", str(tmp_path))
-    conf: dict[str, Any] = {}
-    exec((Path(__file__).parent.parent / "gunicorn.conf.py").read_text(), conf)  # as gunicorn does
-    conf["UNREAD"] = 1
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        conf["when_ready"](SimpleNamespace(LISTENERS=[SimpleNamespace(sock=listener)]))
-        with (
-            socket.create_connection(listener.getsockname()),
-            listener.accept()[0] as served,
-            pytest.raises(BlockingIOError),
-        ):
-            served.sendall(bytes(50_000_000))

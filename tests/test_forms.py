@@ -2,13 +2,11 @@
 
 import io
 import os
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from client import Client, assert_refused
@@ -16,8 +14,6 @@ from factories import make_patient, picture
 from flask import Flask
 from sql import snapshot
 from werkzeug.test import TestResponse
-
-from server import multipart
 
 MOST_FILES = 50
 FILE_LIMIT = 20 * 1024 * 1024
@@ -238,40 +234,3 @@ def test_a_full_disk_for_temporary_files_is_503_and_nothing_is_kept(
     assert response.headers["Retry-After"]
     assert snapshot(app) == before
     assert open_files() == files
-
-
-# --- The rest of a body that is refused ---
-
-
-def send_to_gunicorn(client: Client, line: socket.socket, body: Any, length: int) -> TestResponse:
-    """Send a form as gunicorn hands it over, with its socket. The first part is refused."""
-    environ = {"gunicorn.socket": line, "wsgi.input": body, "CONTENT_LENGTH": str(length), "CONTENT_TYPE": FORM}
-    return client.send("POST", "/reports", environ_overrides=environ)
-
-
-@pytest.fixture
-def line() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The server's end of a connection, and the client's."""
-    server, client = socket.socketpair()
-    with server, client:
-        yield server, client
-
-
-def test_the_rest_of_a_refused_body_is_read_so_that_the_client_gets_to_its_answer(
-    app: Flask, doctor: Client, line: tuple[socket.socket, socket.socket]
-) -> None:
-    for client, status in ((doctor, 422), (Client(app), 401)):
-        body = Repeated(part("shoe_size", b"43"), b"x" * 1_000_000, 10)
-        assert send_to_gunicorn(client, line[0], body, body.length).status_code == status
-        assert body.taken == body.length
-
-
-def test_a_client_that_stops_sending_a_refused_body_is_not_waited_for(
-    app: Flask, doctor: Client, line: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multipart, "DISCARDING", 0.3)
-    line[1].sendall(part("shoe_size", b"43") + b"x" * 100_000)
-    began = time.monotonic()
-    with line[0].makefile("rb") as body:
-        assert send_to_gunicorn(doctor, line[0], body, 10**9).status_code == 422
-    assert time.monotonic() - began < 3

@@ -377,7 +377,7 @@ def upgraded(checkout: Path) -> Path:
 SERVERS: dict[str, Callable[[int], tuple[list[str], dict[str, str]]]] = {
     "flask run": lambda port: (["-m", "flask", "run", "--port", str(port)], {}),
     "python app.py": lambda port: (["app.py"], {"PORT": str(port)}),
-    "gunicorn": lambda port: (["-m", "gunicorn"], {"PORT": str(port), "WEB_CONCURRENCY": "2"}),
+    "serve.py": lambda port: (["serve.py"], {"PORT": str(port), "WEB_CONCURRENCY": "2"}),
 }
 
 
@@ -414,7 +414,7 @@ def sent_raw(port: int, request: bytes) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("command", [["-m", "flask", "routes"], ["app.py"], ["-m", "gunicorn"]])
+@pytest.mark.parametrize("command", [["-m", "flask", "routes"], ["app.py"], ["serve.py"]])
 def test_a_start_in_production_without_secrets_ends_with_one_sentence(checkout: Path, command: list[str]) -> None:
     ended = run(checkout, *command, FLASK_ENV="production")
     assert ended.returncode != 0
@@ -441,7 +441,7 @@ def test_a_wrong_audit_key_ends_the_start_with_one_sentence(upgraded: Path, serv
 
 
 def test_processes_that_start_at_once_agree_on_the_secrets(checkout: Path) -> None:
-    """As gunicorn's workers do on a fresh machine."""
+    """As the server's workers do on a fresh machine."""
     code = "import config; print('ready', flush=True); input(); print(config.read_settings()['SECRET_KEY'])"
     settings = {"FLASK_ENV": "development", "INSTANCE_PATH": str(checkout / "fresh")}
     started = [

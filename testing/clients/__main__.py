@@ -157,7 +157,7 @@ def server(folder: Path) -> Iterator[str]:
     run((sys.executable, "-m", "flask", "db", "upgrade"), ROOT, **settings)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env={**os.environ, **settings}, stdout=log, stderr=log
+            [sys.executable, "serve.py"], cwd=ROOT, env={**os.environ, **settings}, stdout=log, stderr=log
         )
     try:
         wait_for(f"{address}/readyz")

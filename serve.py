@@ -1,0 +1,123 @@
+"""Serves the application with granian: `make run` and production.
+
+Workers are processes. SIGTERM ends them after their requests, SIGHUP replaces them one by one, and a worker that dies
+is replaced. docs/deployment.md has more.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+
+from config import ROOT, read_settings
+from server import liveness, logs
+
+UNIX = "unix:"  # begins a HOST that is the path of a socket
+STARTING = 5  # seconds that a new worker has to start, before the old one is told to stop
+STOPPING = 30  # seconds that the requests of a worker may take after it was told to stop
+LIFETIME = 24 * 3600  # seconds; then a worker is replaced, in case its memory grows
+CONNECTIONS = 4_000  # of a worker; more wait in the backlog
+HTTP = HTTP1Settings(header_read_timeout=30_000, max_buffer_size=64 * 1024)  # milliseconds; bytes of all headers
+
+
+def load(_target: str) -> Callable[..., Any]:
+    """Return the ASGI application. A worker calls this when it starts."""
+    from app import create_app  # not in the main process: a reload must load the code again
+    from server.edge import Edge
+
+    app = create_app()
+    setting = app.config
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    if port := setting["HEALTH_PORT"]:
+        liveness.start(setting["HOST"], port)
+
+    def is_signed(authorization: str) -> bool:
+        try:
+            jwt.decode(authorization.partition(" ")[2].strip(), setting["JWT_SECRET_KEY"], ["HS256"])
+        except jwt.PyJWTError:
+            return False
+        return True
+
+    return Edge(app, setting["WEB_THREADS"], is_signed, setting["CORS_ORIGINS"])
+
+
+def _end_with_parent() -> None:
+    """Stop this worker when the main process was killed: nobody else would."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def check() -> None:
+    """End the start with a sentence if AUDIT_KEY or TIMEZONE does not fit the database.
+
+    Another process checks it: workers inherit the modules of this process.
+    """
+    command = [sys.executable, "-m", "flask", "--app", "app", "check"]
+    if code := subprocess.run(command, cwd=ROOT, check=False).returncode:  # noqa: S603  # a command of our own
+        sys.exit(code)
+
+
+def check_address(host: str, port: int) -> None:
+    """End the start with a sentence if something listens there: the workers share the port, with a stranger, too.
+
+    Removes the file of a Unix socket that nobody listens to: a server that was killed left it.
+    """
+    if host.startswith(UNIX):
+        path = Path(host.removeprefix(UNIX))
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                sys.exit(f"The server cannot listen on {path}: another server does.")
+        if path.is_socket():
+            path.unlink()
+        return
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        sys.exit(f"The server cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}.")
+
+
+def main(target: Callable[[str], Callable[..., Any]] = load) -> None:
+    """Serve what `target` returns in each worker, until a signal ends it."""
+    os.chdir(ROOT)
+    setting = read_settings()
+    logs.set_up(setting["LOG_LEVEL"])
+    check()
+    host = setting["HOST"]
+    check_address(host, setting["PORT"])
+    multiprocessing.set_start_method("spawn")  # a worker imports the code anew, also after SIGHUP
+    server = Granian(
+        "app",
+        address=host,
+        port=setting["PORT"],
+        uds=Path(host.removeprefix(UNIX)) if host.startswith(UNIX) else None,
+        interface=Interfaces.ASGINL,
+        workers=setting["WEB_CONCURRENCY"],
+        http=HTTPModes.http1,
+        http1_settings=HTTP,
+        websockets=False,
+        backlog=2048,
+        backpressure=CONNECTIONS,
+        respawn_failed_workers=True,
+        respawn_interval=STARTING,
+        workers_kill_timeout=STOPPING,
+        workers_lifetime=LIFETIME if setting["FLASK_ENV"] == "production" else None,
+        log_dictconfig=logs.granian_config(),
+    )
+    server.serve(target_loader=target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Serves a WSGI application by ASGI: the body first, then the gate, then a thread, then an answer in pieces.
+
+A client that sends or reads slowly waits in the event loop. It holds no thread and no place in the gate.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+from werkzeug.wsgi import FileWrapper
+
+from server import intake
+from server.errors import Code
+from server.gate import Full, Gate, Turn
+from server.web import HEADERS
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+log = logging.getLogger("hosi")
+
+Scope = dict[str, Any]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+PIECE = 256 * 1024  # bytes of an answer that are sent at once
+LARGE = 1024 * 1024  # bytes of an answer that waits in a temporary file until its reader has read it
+UNREAD = 30  # seconds; a client that reads nothing for longer loses its connection
+
+
+class Refused(Exception):
+    """A request that the application does not see."""
+
+    def __init__(self, status: HTTPStatus, code: Code, msg: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(msg)
+        self.status = status
+        self.headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *headers]
+        self.body = json.dumps({"msg": msg, "code": code}).encode()
+
+
+def _malformed(msg: str) -> Refused:
+    return Refused(HTTPStatus.BAD_REQUEST, Code.MALFORMED, msg)
+
+
+def _unavailable(code: Code, msg: str) -> Refused:
+    return Refused(HTTPStatus.SERVICE_UNAVAILABLE, code, msg, (b"retry-after", b"5"))
+
+
+class Answer:
+    """An answer of the application. Its first piece is there; the rest, if any, is still to be computed."""
+
+    def __init__(self, application: "WSGIApplication", environ: dict[str, Any]) -> None:
+        """Call the application, up to the first piece."""
+        result = application(environ, self._start)  # type: ignore[arg-type]
+        self._close: Callable[[], None] = getattr(result, "close", lambda: None)
+        try:
+            self.is_file = isinstance(result, FileWrapper)
+            self.rest = iter(result)
+            self.first = next(self.rest, None)
+            self.is_whole = self.first is None or len(self.first) == self._length
+        except BaseException:
+            self._close()
+            raise
+        if self.is_whole:
+            self._close()
+
+    def _start(self, status: str, headers: list[tuple[str, str]], _: Any = None) -> None:
+        self.status = int(status[:3])
+        self.headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        self._length = next((int(value) for name, value in headers if name == "Content-Length"), None)
+
+    def close(self) -> None:
+        """Close what the rest came from."""
+        if not self.is_whole:
+            self._close()
+
+
+class Edge:
+    """The ASGI application around a WSGI application, for one event loop."""
+
+    def __init__(
+        self,
+        application: "WSGIApplication",
+        threads: int,
+        is_signed: Callable[[str], bool],
+        origins: Collection[str] = (),
+    ) -> None:
+        """`is_signed` tells whether an Authorization header has a token of ours. `origins` may read refusals."""
+        self._application = application
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._is_signed, self._origins = is_signed, frozenset(origins)
+        self._gate: Gate | None = None
+
+    async def __call__(self, scope: Scope, receive: intake.Receive, send: Send) -> None:
+        """Answer a request."""
+        try:
+            headers = _headers(scope)
+            body = await self._body(headers, receive)
+        except Refused as refused:
+            await self._refuse(refused, scope, send)
+            return
+        try:
+            await self._answer(_environ(scope, headers, body), send)
+        except Refused as refused:
+            await self._refuse(refused, scope, send)
+        finally:
+            body.stream.close() if body is not intake.NONE else None
+        if not body.is_whole and "expect" not in headers:
+            await intake.discard(receive)
+
+    async def _body(self, headers: dict[str, str], receive: intake.Receive) -> intake.Body:
+        in_chunks = "transfer-encoding" in headers
+        declared = None if in_chunks else int(headers.get("content-length", 0))
+        if declared == 0:
+            return intake.NONE
+        try:
+            return await intake.read(receive, declared, intake.limit_for(headers, self._is_signed))
+        except intake.TooSlow:
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, Code.MALFORMED, "The body did not arrive in time.") from None
+        except intake.Malformed:
+            raise _malformed(
+                "The body is not well-formed: its chunks are broken." if in_chunks else "The body is not complete."
+            ) from None
+        except intake.NoRoom as error:
+            log.error("a temporary file cannot be written: %s", error.__cause__)
+            raise _unavailable(Code.UNAVAILABLE, "This server has no room for the files at the moment.") from None
+
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def _inside(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do the work in a thread, inside the gate."""
+        if self._gate is None:
+            self._gate = Gate(asyncio.get_running_loop())
+        try:
+            turn = await self._gate.enter()
+        except Full:
+            raise _unavailable(Code.BUSY, "This server is busy at the moment. Please try again.") from None
+        try:
+            return await self._in_thread(_with_turn, turn, work, *arguments)
+        finally:
+            turn.leave()
+
+    async def _answer(self, environ: dict[str, Any], send: Send) -> None:
+        answer: Answer = await self._inside(Answer, self._application, environ)
+        try:
+            await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+            if answer.is_whole:
+                await self._send_whole(answer, send)
+            else:
+                await self._send_rest(answer, send)
+        finally:
+            if not answer.is_whole:
+                await self._in_thread(answer.close)
+
+    async def _send_whole(self, answer: Answer, send: Send) -> None:
+        body, answer.first = answer.first or b"", None
+        if len(body) <= PIECE:
+            await send({"type": "http.response.body", "body": body})
+            return
+        pieces: Iterable[bytes] = _cut(body)
+        if len(body) > LARGE:
+            pieces = await self._in_thread(_spooled, body)
+        del body  # the answer is in its file, and not in memory
+        for piece in pieces:
+            await _send_piece(send, piece)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_rest(self, answer: Answer, send: Send) -> None:
+        """Compute and send piece by piece. A piece of a file is only read."""
+        piece = answer.first
+        compute = self._in_thread if answer.is_file else self._inside
+        while piece is not None:
+            await _send_piece(send, piece)
+            piece = await compute(next, answer.rest, None)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _refuse(self, refused: Refused, scope: Scope, send: Send) -> None:
+        headers: Headers = [*refused.headers, *((k.encode(), v.encode()) for k, v in HEADERS.items())]
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), b"").decode("latin-1")
+        if origin in self._origins:  # else a browser calls the refusal a network error
+            headers += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
+        await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+        await send({"type": "http.response.body", "body": refused.body})
+
+
+def _with_turn(turn: Turn, work: Callable[..., Any], *arguments: Any) -> Any:
+    with turn.in_this_thread():
+        return work(*arguments)
+
+
+async def _send_piece(send: Send, piece: bytes) -> None:
+    async with asyncio.timeout(UNREAD):  # the exception closes the connection
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+def _cut(body: bytes) -> Iterator[bytes]:
+    return (body[start : start + PIECE] for start in range(0, len(body), PIECE))
+
+
+def _spooled(body: bytes) -> Iterator[bytes]:
+    """Write the body to a temporary file, and return its pieces. On a full disk the body stays in memory."""
+    file = TemporaryFile()  # noqa: SIM115
+    try:
+        file.write(body)
+        file.seek(0)
+    except OSError:
+        file.close()
+        return _cut(body)
+    return _pieces_of(file)
+
+
+def _pieces_of(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return the headers, repeated ones joined. Leaves out those with an underscore, which WSGI reads as a hyphen.
+
+    Raises `Refused` for what two servers could read in two ways (request smuggling, RFC 9112 section 11.2).
+    """
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if "_" in name:
+            continue
+        if name not in headers:
+            headers[name] = value
+        elif name in ("host", "content-length", "transfer-encoding"):
+            raise _malformed(f"The request has two headers {name}.")
+        else:
+            headers[name] += ("; " if name == "cookie" else ",") + value
+    if "transfer-encoding" in headers:
+        if headers["transfer-encoding"].strip().lower() != "chunked":
+            raise _malformed("The only Transfer-Encoding that is taken here is chunked.")
+        if "content-length" in headers:
+            raise _malformed("The request has both Content-Length and Transfer-Encoding.")
+    if "host" not in headers and scope["http_version"] != "1.0":
+        raise _malformed("The request has no Host header.")
+    return headers
+
+
+def _environ(scope: Scope, headers: dict[str, str], body: intake.Body) -> dict[str, Any]:
+    """Return the environment of a WSGI application (PEP 3333)."""
+    server: Sequence[Any] = scope.get("server") or ("localhost", 0)
+    client: Sequence[Any] = scope.get("client") or ("", 0)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(scope["raw_path"]).decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": server[0],
+        "SERVER_PORT": str(server[1]),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": client[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope["scheme"],
+        "wsgi.input": body.stream,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": _file_wrapper,
+    }
+    for name, value in headers.items():
+        environ["HTTP_" + name.upper().replace("-", "_")] = value
+    environ.pop("HTTP_TRANSFER_ENCODING", None)  # the body is whole by now
+    environ.pop("HTTP_CONTENT_LENGTH", None)
+    if "HTTP_CONTENT_TYPE" in environ:
+        environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE")
+    if body is not intake.NONE or "content-length" in headers:
+        environ["CONTENT_LENGTH"] = str(body.length)
+    return environ
+
+
+def _file_wrapper(file: IO[bytes], _: int = 0) -> FileWrapper:
+    return FileWrapper(file, PIECE)
