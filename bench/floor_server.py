@@ -21,15 +21,15 @@ def load(_target: str) -> Callable[..., Any]:
     from server.edge import Edge
 
     mine = threading.local()
-    setting = os.environ
+    setting, url = os.environ, os.environ["HOSI_FLOOR"]
 
     def floor(environ: Any, start_response: Any) -> Any:
         if not hasattr(mine, "app"):
             keys = setting["JWT_SECRET_KEY"], setting["SECRET_KEY"], setting["TIMEZONE"]
-            mine.app = create_floor(setting["HOSI_FLOOR"], *keys, 3600)
+            mine.app = create_floor(url, *keys, 3600)
         return mine.app(environ, start_response)
 
-    return Edge(floor, int(setting.get("WEB_THREADS", "64")), lambda _: True)
+    return Edge(floor, int(setting.get("WEB_THREADS", "64")), serve.PLACES[url.partition(":")[0]], lambda _: True)
 
 
 if __name__ == "__main__":

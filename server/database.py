@@ -6,7 +6,7 @@ import select as select_module
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -38,7 +38,7 @@ from sqlalchemy.types import TypeDecorator
 
 from server import errors
 from server.outage import outage
-from server.writers import BUSY_TIMEOUT, FairLock, WriterConnection
+from server.writers import BUSY_TIMEOUT, WriterConnection, Writers
 
 Result = TypeVar("Result")
 
@@ -198,7 +198,7 @@ def _on_sqlite(engine: Engine) -> None:
     8 threads 172 lost their update; with IMMEDIATE none did.
     """
 
-    turns = FairLock()
+    writers = Writers(engine.url.database or "")
 
     @event.listens_for(engine, "do_connect")
     def _use_our_class(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
@@ -224,7 +224,9 @@ def _on_sqlite(engine: Engine) -> None:
             connection.exec_driver_sql("BEGIN")
         else:
             driver: Any = connection.connection.driver_connection
-            driver.wait_to_write(turns)
+            with suppress(sqlite3.OperationalError):  # the statement below raises it as SQLAlchemy's
+                if driver.begin_writing(writers):
+                    return
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

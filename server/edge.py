@@ -89,13 +89,15 @@ class Edge:
         self,
         application: "WSGIApplication",
         threads: int,
+        places: int,
         is_signed: Callable[[str], bool],
         origins: Collection[str] = (),
     ) -> None:
-        """`is_signed` tells whether an Authorization header has a token of ours. `origins` may read refusals."""
+        """`places` are those of the gate. `is_signed` tells whether an Authorization header has a token of ours. `origins` may read refusals."""
         self._application = application
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="request")
         self._is_signed, self._origins = is_signed, frozenset(origins)
+        self._places = places
         self._gate: Gate | None = None
 
     async def __call__(self, scope: Scope, receive: intake.Receive, send: Send) -> None:
@@ -138,7 +140,7 @@ class Edge:
     async def _inside(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Do the work in a thread, inside the gate."""
         if self._gate is None:
-            self._gate = Gate(asyncio.get_running_loop())
+            self._gate = Gate(asyncio.get_running_loop(), self._places)
         try:
             turn = await self._gate.enter()
         except Full:

@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-QUICK = 2  # requests inside; with two, one computes while the other waits for its database
-SLOW = 12  # further requests inside, which took longer than SLOW_AFTER
+SLOW = 12  # requests that may be inside besides, once they took longer than SLOW_AFTER
 SLOW_AFTER = 0.1  # seconds
 PATIENCE = 10  # seconds that a request waits before it is refused
 
@@ -67,8 +66,9 @@ def outside() -> Iterator[None]:
 class Gate:
     """The gate of a worker. Only the thread of its event loop touches it, so it needs no lock."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, places: int) -> None:
+        """`places` is the number of quick requests inside."""
+        self._loop, self._places = loop, places
         self.call_in_loop = loop.call_soon_threadsafe
         self._quick: dict[Turn, None] = {}  # in the order of their entry
         self._slow: set[Turn] = set()
@@ -78,7 +78,7 @@ class Gate:
     async def enter(self) -> Turn:
         """Return a turn, after those who wait already have got theirs. Raises `Full`."""
         turn = Turn(self)
-        if self._waiting or len(self._quick) >= QUICK:
+        if self._waiting or len(self._quick) >= self._places:
             await self._wait(turn)
         else:
             self.admit(turn)
@@ -112,7 +112,7 @@ class Gate:
             raise
 
     def _let_in(self) -> None:
-        while self._waiting and len(self._quick) < QUICK:
+        while self._waiting and len(self._quick) < self._places:
             place, turn = self._waiting.popleft()
             if not place.done():
                 self.admit(turn)
