@@ -108,6 +108,7 @@ def main(target: Callable[[str], Callable[..., Any]] = load) -> None:
         address=host,
         port=setting["PORT"],
         uds=Path(host.removeprefix(UNIX)) if host.startswith(UNIX) else None,
+        uds_permissions=0o666,  # the folder says who may connect; nginx is another user
         interface=Interfaces.ASGINL,
         workers=setting["WEB_CONCURRENCY"],
         http=HTTPModes.http1,

@@ -13,14 +13,12 @@ import logging
 import os
 import platform
 import re
-import shutil
 import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +27,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
-from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -41,6 +38,7 @@ from sqlalchemy import insert  # noqa: E402
 from werkzeug.test import EnvironBuilder  # noqa: E402
 
 from app import create_app  # noqa: E402
+from bench import load  # noqa: E402
 from bench.floor import create_floor  # noqa: E402
 from models import Appointment, Report  # noqa: E402
 from testing.fill import RARE, fill  # noqa: E402
@@ -51,7 +49,7 @@ KEYS = {name: secret * 40 for name, secret in (("SECRET_KEY", "s"), ("JWT_SECRET
 ZONE = "Africa/Nairobi"
 PASSWORD = "correct horse battery"
 ADA = {"first_name": "Ada", "last_name": "Otieno", "email": "ada@clinic.test", "password": PASSWORD, "role": "admin"}
-CONNECTIONS = 48  # kept open; with few connections, a single worker might get them all
+CONNECTIONS = 64  # kept open; with few connections, a single worker might get them all
 SMALL, LARGE, WHOLE, DIARY, BOOKED = 1_000, 1_000_000, 100_000, 5_000, 200_000
 
 
@@ -407,22 +405,52 @@ def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
         yield Figure(f"SQL statements: {what}", count(work), "", most)
 
 
+def over_http(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    """Our server and the floor behind the same `serve.py`, side by side: requests per second in rounds that take turns."""
+    url = make("http")
+    _, token = serve(url, folder, patients=SMALL)
+    with running("serve.py", url, folder, 2) as ours, running("bench/floor_server.py", url, folder, 2) as floor:
+        for what, path, least in (
+            ("guarded GET /patient/<id>", "/patient/7", 0.6),
+            ("page of 100 patients", "/patients?limit=100", 0.85),
+        ):
+            pairs = [[load.rate(port, path, token, 16, 2) for port in (ours, floor)] for _ in range(5)]
+            one, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+            ratio = statistics.median(a / b for a, b in pairs)
+            detail = f"{one:.0f} against {other:.0f} requests per second"
+            yield Figure(f"{what}, 2 workers, against the floor's", ratio, "x", least, detail, least=True)
+        found = [load.run(ours, load.mix(token, SMALL), CONNECTIONS, 5) for _ in range(3)]
+        worst = statistics.median(one.percentile(99) / one.percentile(50) for one in found)
+        detail = f"p50 {found[-1].percentile(50):.0f} ms, p99 {found[-1].percentile(99):.0f} ms, {found[-1].rate:.0f}/s"
+        yield Figure(f"p99 against p50, {CONNECTIONS} connections, a write to nine reads", worst, "x", 5, detail)
+
+
 def workers(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
     url = make("workers")
     _, token = serve(url, folder, patients=SMALL)
-    rates = {1: [], 2: []}  # type: dict[int, list[float]]
-    for _ in range(5):
-        for count in rates:
-            with gunicorn(url, folder, count) as address:
-                requests_per_second(f"{address}/patient/7", token)
-                rates[count].append(requests_per_second(f"{address}/patient/7", token))
-    one, two = (statistics.median(rates[count]) for count in (1, 2))
-    detail = f"{two:.0f} against {one:.0f} requests per second"
-    yield Figure("requests per second, 2 workers against 1", two / one, "x", 1.7, detail, least=True)
+    with running("serve.py", url, folder, 1) as one, running("serve.py", url, folder, 2) as two:
+        pairs = [[load.rate(port, "/patient/7", token, CONNECTIONS, 2) for port in (one, two)] for _ in range(5)]
+    ratio = statistics.median(b / a for a, b in pairs)
+    first, second = (statistics.median(column) for column in zip(*pairs, strict=True))
+    detail = f"{second:.0f} against {first:.0f} requests per second"
+    yield Figure("requests per second, 2 workers against 1", ratio, "x", 1.7, detail, least=True)
+
+
+def whole_over_http(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
+    url = make("whole_http")
+    _, token = serve(url, folder, patients=WHOLE)
+    with running("serve.py", url, folder, 1) as ours, running("bench/floor_server.py", url, folder, 1) as floor:
+        rounds = [[load.stream(port, "/patients", token) for port in (ours, floor)] for _ in range(6)][1:]
+    ratio = statistics.median(a.whole / b.whole for a, b in rounds)
+    one, other = (statistics.median(read.whole for read in column) for column in zip(*rounds, strict=True))
+    what = f"whole GET /patients, {WHOLE:,} rows, time"
+    yield Figure(f"{what}, against the floor's", ratio, "x", 1.2, f"{one:.2f} against {other:.2f} s")
+    yield Figure(f"{what} of the first byte", statistics.median(a.first for a, _ in rounds) * 1000, "ms", 50)
 
 
 @contextlib.contextmanager
-def gunicorn(url: str, folder: str, count: int) -> Iterator[str]:
+def running(program: str, url: str, folder: str, count: int) -> Iterator[int]:
+    """Run a program that serves as `make run` does, with this many workers. Yields its port once all of them answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -437,45 +465,19 @@ def gunicorn(url: str, folder: str, count: int) -> Iterator[str]:
         "LOG_LEVEL": "WARNING",
         "TIMEZONE": ZONE,
     }
-    command = [Path(sys.executable).parent / "gunicorn", "--log-level", "warning"]
-    server = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        address, quick = f"http://127.0.0.1:{port}", 0
-        while quick < 50:  # until every worker is up: requests would wait for a worker that still starts
-            began = time.monotonic()
-            with contextlib.suppress(OSError), urlopen(f"{address}/healthz", timeout=60) as answer:
-                quick += answer.status == 200
-            if time.monotonic() - began > 0.2:
-                quick = 0
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def requests_per_second(address: str, token: str) -> float:
-    header = f"Authorization: Bearer {token}"
-    if shutil.which("wrk"):
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", "-d3s", "-H", header, address]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        if "Non-2xx" in said:
-            raise SystemExit(said)
-        return float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
-    import urllib3
-
-    http, until, done = urllib3.PoolManager(maxsize=CONNECTIONS), time.monotonic() + 3, [0] * CONNECTIONS
-
-    def load(number: int) -> None:
-        while time.monotonic() < until:
-            http.request("GET", address, headers={"Authorization": f"Bearer {token}"})
-            done[number] += 1
-
-    threads = [threading.Thread(target=load, args=(number,)) for number in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(done) / 3
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen([sys.executable, program], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        try:
+            until = time.monotonic() + 60
+            while os.pread(log.fileno(), 1 << 20, 0).count(b"Started worker") < count:
+                if server.poll() is not None or time.monotonic() > until:
+                    log.seek(0)
+                    raise SystemExit(log.read())
+                time.sleep(0.1)
+            yield port
+        finally:
+            server.terminate()
+            server.wait(40)
 
 
 def login(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
@@ -512,7 +514,19 @@ def starting() -> Iterator[Figure]:
 
 # --- The table ---
 
-SECTIONS = (against_the_floor, statements, login, workers, whole_collection, bookings, desk, course, at_any_size)
+SECTIONS = (
+    against_the_floor,
+    statements,
+    login,
+    over_http,
+    workers,
+    whole_collection,
+    whole_over_http,
+    bookings,
+    desk,
+    course,
+    at_any_size,
+)
 
 
 def machine() -> str:

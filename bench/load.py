@@ -115,6 +115,29 @@ def rate(port: int, path: str, token: str, connections: int, seconds: float = 3)
     return load.rate
 
 
+@dataclass
+class Read:
+    """A whole answer: seconds until its first byte, and until its last."""
+
+    first: float
+    whole: float
+
+
+def stream(port: int, path: str, token: str) -> Read:
+    """Read an answer in chunks."""
+    with socket.create_connection(("127.0.0.1", port)) as line:
+        began = time.perf_counter()
+        line.sendall(read_of(path, token))
+        tail = line.recv(1 << 20)
+        first = time.perf_counter() - began
+        while not tail.endswith(b"\r\n0\r\n\r\n"):
+            piece = line.recv(1 << 20)
+            if not piece:
+                raise ConnectionError("the answer broke off")
+            tail = tail[-10:] + piece
+        return Read(first, time.perf_counter() - began)
+
+
 if __name__ == "__main__":
     port, token, *rest = sys.argv[1:]
     found = run(int(port), mix(token), *(map(int, [*rest, 64, 10][:2])))  # type: ignore[arg-type]

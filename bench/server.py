@@ -97,7 +97,7 @@ class Server:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "serve.py"],
+            [sys.executable, "serve.py" if (self.root / "serve.py").exists() else "app.py"],  # of an older version
             cwd=self.root,
             env=self.environment,
             stderr=subprocess.DEVNULL,  # the access log, a line for each record that is shown
@@ -124,7 +124,8 @@ class Server:
         """The process ids of the workers."""
         assert self._process
         pid = self._process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
     def stop(self) -> None:
         self.kill(signal.SIGTERM)

@@ -93,7 +93,10 @@ class Edge:
         is_signed: Callable[[str], bool],
         origins: Collection[str] = (),
     ) -> None:
-        """`places` are those of the gate. `is_signed` tells whether an Authorization header has a token of ours. `origins` may read refusals."""
+        """Serve with this many threads and places in the gate.
+
+        `is_signed` tells whether an Authorization header has a token of ours. Pages of `origins` may read refusals.
+        """
         self._application = application
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="request")
         self._is_signed, self._origins = is_signed, frozenset(origins)
