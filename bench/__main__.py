@@ -406,7 +406,7 @@ def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
 
 
 def over_http(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
-    """Our server and the floor behind the same `serve.py`, side by side: requests per second in rounds that take turns."""
+    """Our server and the floor, both served by `serve.py`, in rounds that take turns."""
     url = make("http")
     _, token = serve(url, folder, patients=SMALL)
     with running("serve.py", url, folder, 2) as ours, running("bench/floor_server.py", url, folder, 2) as floor:

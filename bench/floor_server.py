@@ -21,7 +21,7 @@ def load(_target: str) -> Callable[..., Any]:
     from server.edge import Edge
 
     mine = threading.local()
-    setting, url = os.environ, os.environ["HOSI_FLOOR"]
+    setting, url = os.environ, os.environ["DATABASE_URL"]
 
     def floor(environ: Any, start_response: Any) -> Any:
         if not hasattr(mine, "app"):

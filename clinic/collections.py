@@ -194,13 +194,15 @@ def _batches(
 
 
 def _json_array(batches: Iterable[Sequence[Fields]]) -> Iterator[bytes]:
-    """Yield a JSON array in pieces, each with a batch of records."""
-    before = b"["
-    for records in batches:
-        if records:
-            yield before + orjson.dumps(records)[1:-1]
-            before = b","
-    yield b"[]" if before == b"[" else b"]"
+    """Yield a JSON array in pieces, each with a batch of records. Holds no batch while its piece is sent."""
+    pieces = map(_json_items, filter(None, batches))
+    yield b"[" + next(pieces, b"")
+    yield from map(b",".__add__, pieces)
+    yield b"]"
+
+
+def _json_items(records: Sequence[Fields]) -> bytes:
+    return orjson.dumps(records)[1:-1]
 
 
 # --- The collections ---

@@ -30,8 +30,8 @@ Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-PIECE = 256 * 1024  # bytes of an answer that are sent at once
-LARGE = 1024 * 1024  # bytes of an answer that waits in a temporary file until its reader has read it
+PIECE = 256 * 1024  # bytes that are sent at once
+LARGE = 1024 * 1024  # bytes; what is larger waits for its reader in a temporary file
 UNREAD = 30  # seconds; a client that reads nothing for longer loses its connection
 
 
@@ -70,6 +70,7 @@ class Answer:
             raise
         if self.is_whole:
             self._close()
+            self.rest, self._close = iter(()), lambda: None  # these held the answer, too
 
     def _start(self, status: str, headers: list[tuple[str, str]], _: Any = None) -> None:
         self.status = int(status[:3])
@@ -78,8 +79,7 @@ class Answer:
 
     def close(self) -> None:
         """Close what the rest came from."""
-        if not self.is_whole:
-            self._close()
+        self._close()
 
 
 class Edge:
@@ -157,33 +157,25 @@ class Edge:
         answer: Answer = await self._inside(Answer, self._application, environ)
         try:
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-            if answer.is_whole:
-                await self._send_whole(answer, send)
+            if answer.is_whole and len(answer.first or b"") <= PIECE:
+                await send({"type": "http.response.body", "body": answer.first or b""})
             else:
-                await self._send_rest(answer, send)
+                await self._send_pieces(answer, send)
         finally:
             if not answer.is_whole:
                 await self._in_thread(answer.close)
 
-    async def _send_whole(self, answer: Answer, send: Send) -> None:
-        body, answer.first = answer.first or b"", None
-        if len(body) <= PIECE:
-            await send({"type": "http.response.body", "body": body})
-            return
-        pieces: Iterable[bytes] = _cut(body)
-        if len(body) > LARGE:
-            pieces = await self._in_thread(_spooled, body)
-        del body  # the answer is in its file, and not in memory
-        for piece in pieces:
-            await _send_piece(send, piece)
-        await send({"type": "http.response.body", "body": b""})
-
-    async def _send_rest(self, answer: Answer, send: Send) -> None:
+    async def _send_pieces(self, answer: Answer, send: Send) -> None:
         """Compute and send piece by piece. A piece of a file is only read."""
-        piece = answer.first
+        piece, answer.first = answer.first, None
         compute = self._in_thread if answer.is_file else self._inside
         while piece is not None:
-            await _send_piece(send, piece)
+            parts: Iterable[bytes] = _cut(piece)
+            if len(piece) > LARGE:
+                parts = await self._in_thread(_spooled, piece)
+            del piece  # it is in its file, and not in memory
+            for part in parts:
+                await _send_part(send, part)
             piece = await compute(next, answer.rest, None)
         await send({"type": "http.response.body", "body": b""})
 
@@ -201,9 +193,9 @@ def _with_turn(turn: Turn, work: Callable[..., Any], *arguments: Any) -> Any:
         return work(*arguments)
 
 
-async def _send_piece(send: Send, piece: bytes) -> None:
+async def _send_part(send: Send, part: bytes) -> None:
     async with asyncio.timeout(UNREAD):  # the exception closes the connection
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": part, "more_body": True})
 
 
 def _cut(body: bytes) -> Iterator[bytes]:
@@ -211,7 +203,7 @@ def _cut(body: bytes) -> Iterator[bytes]:
 
 
 def _spooled(body: bytes) -> Iterator[bytes]:
-    """Write the body to a temporary file, and return its pieces. On a full disk the body stays in memory."""
+    """Write the body to a temporary file, and return its parts. On a full disk the body stays in memory."""
     file = TemporaryFile()  # noqa: SIM115
     try:
         file.write(body)
@@ -219,13 +211,13 @@ def _spooled(body: bytes) -> Iterator[bytes]:
     except OSError:
         file.close()
         return _cut(body)
-    return _pieces_of(file)
+    return _read(file)
 
 
-def _pieces_of(file: IO[bytes]) -> Iterator[bytes]:
+def _read(file: IO[bytes]) -> Iterator[bytes]:
     with file:
-        while piece := file.read(PIECE):
-            yield piece
+        while part := file.read(PIECE):
+            yield part
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from client import Client, assert_refused
@@ -36,12 +37,14 @@ class Repeated(io.RawIOBase):
         self.length = len(first) + len(piece) * times + len(end)
         self.taken = 0
 
-    def read(self, size: int = -1) -> bytes:
+    def readinto(self, buffer: Any) -> int:
+        size = len(buffer)
         while len(self._rest) < size and (piece := next(self._pieces, b"")):
             self._rest += piece
         piece, self._rest = self._rest[:size], self._rest[size:]
+        buffer[: len(piece)] = piece
         self.taken += len(piece)
-        return piece
+        return len(piece)
 
 
 def send(client: Client, body: bytes | Repeated, method: str = "POST", path: str = "/reports") -> TestResponse:
