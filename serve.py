@@ -23,10 +23,11 @@ from granian.http import HTTP1Settings
 
 from config import ROOT, read_settings
 from server import liveness, logs
+from server.gate import Places
 
-# Quick requests that a worker computes at once. With two on SQLite, the slowest of a hundred takes 200 times as long as
-# the usual one, not 4 times. A request waits for PostgreSQL outside of Python, so another one computes meanwhile.
-PLACES = {"sqlite": 1, "postgresql": 2}
+# Requests that a worker computes at once. With two quick ones on SQLite, the slowest of a hundred took 200 times as
+# long as the usual one, not 4 times. PostgreSQL works outside of the process, and another request computes meanwhile.
+PLACES = {"sqlite": Places(quick=1, slow=12), "postgresql": Places(quick=2, slow=12)}
 UNIX = "unix:"  # begins a HOST that is the path of a socket
 STARTING = 5  # seconds that a new worker has to start, before the old one is told to stop
 STOPPING = 30  # seconds that the requests of a worker may take after it was told to stop

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
-from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -37,7 +36,9 @@ from server.endpoint import StreamedList, caller_and_request, log_access
 from server.fast_reads import Row, read, stop, streaming
 from server.times import clinic_zone
 
-BATCH = 500  # rows of a stream that are in memory together
+BATCH = 500  # rows of a stream that are in memory together, if they are short
+FIRST = 50  # rows of the first batch: its client waits
+PIECE = 256 * 1024  # bytes of a batch, about
 
 Answer = TypeVar("Answer", bound=Out)
 Fields = dict[str, Any]
@@ -160,12 +161,12 @@ def streamed(
     records_shown: Callable[[list[Fields]], str],
     headers: Mapping[str, str],
 ) -> StreamedList[Any]:
-    """Return a stream of all rows of these statements, with BATCH rows in memory at a time.
+    """Return a stream of all rows of these statements, with one batch in memory at a time.
 
     `records_shown` says what the access log says of a batch. The first batch is read before the answer begins, so that
     the client gets an error if that fails. A later failure breaks the connection before the closing `]`.
     """
-    sender = caller_and_request()
+    sender, size = caller_and_request(), _BatchSize()
 
     def to_records(rows: Sequence[Row]) -> list[Fields]:
         records = list(map(to_fields, rows))
@@ -175,34 +176,48 @@ def streamed(
     with ExitStack() as closing:
         closing.enter_context(streams.place())
         connection = closing.enter_context(streaming(BATCH))
-        batches = _batches(connection, statements, values)
+        batches = _batches(connection, statements, values, size)
         closing.callback(batches.close)
-        rows = chain([next(batches, [])], batches)
+        rows = _with_first([next(batches, [])], batches)
         stream: StreamedList[Any] = StreamedList(
-            _json_array(map(to_records, rows)), headers=headers, mimetype="application/json"
+            _json_array(map(to_records, rows), size), headers=headers, mimetype="application/json"
         )
         stream.call_on_close(closing.pop_all().close)
     return stream
+class _BatchSize:
+    """How many rows the next batch has: rows with long texts go out, and through the gate, in small batches."""
+
+    def __init__(self) -> None:
+        self.rows = FIRST
+
+    def json_items(self, records: Sequence[Fields]) -> bytes:
+        """Return the records as JSON, without brackets, and learn how long they are."""
+        piece = orjson.dumps(records)[1:-1]
+        self.rows = max(1, min(BATCH, len(records) * PIECE // len(piece)))
+        return piece
 
 
 def _batches(
-    connection: Connection, statements: Iterable[Select[Any]], values: Values
+    connection: Connection, statements: Iterable[Select[Any]], values: Values, size: _BatchSize
 ) -> Generator[Sequence[Row], None, None]:
     for statement in statements:
         with connection.execute(statement, values) as result:
-            yield from result.partitions()
+            fetch = result.fetchmany
+            yield from iter(lambda fetch=fetch: fetch(size.rows), [])  # type: ignore[misc]  # holds no batch
 
 
-def _json_array(batches: Iterable[Sequence[Fields]]) -> Iterator[bytes]:
+def _with_first(first: list[Sequence[Row]], batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]]:
+    """Yield the first batch, and then the others. Unlike `chain`, this does not hold the first batch meanwhile."""
+    yield first.pop()
+    yield from batches
+
+
+def _json_array(batches: Iterable[Sequence[Fields]], size: _BatchSize) -> Iterator[bytes]:
     """Yield a JSON array in pieces, each with a batch of records. Holds no batch while its piece is sent."""
-    pieces = map(_json_items, filter(None, batches))
+    pieces = map(size.json_items, filter(None, batches))
     yield b"[" + next(pieces, b"")
     yield from map(b",".__add__, pieces)
     yield b"]"
-
-
-def _json_items(records: Sequence[Fields]) -> bytes:
-    return orjson.dumps(records)[1:-1]
 
 
 # --- The collections ---

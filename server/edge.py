@@ -18,7 +18,7 @@ from werkzeug.wsgi import FileWrapper
 
 from server import intake
 from server.errors import Code
-from server.gate import Full, Gate, Turn
+from server.gate import Full, Gate, Places, Turn
 from server.web import HEADERS
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ class Edge:
         self,
         application: "WSGIApplication",
         threads: int,
-        places: int,
+        places: Places,
         is_signed: Callable[[str], bool],
         origins: Collection[str] = (),
     ) -> None:
-        """Serve with this many threads and places in the gate.
+        """Serve with this many threads and these places in the gate.
 
         `is_signed` tells whether an Authorization header has a token of ours. Pages of `origins` may read refusals.
         """

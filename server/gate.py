@@ -10,12 +10,19 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
-SLOW = 12  # requests that may be inside besides, once they took longer than SLOW_AFTER
 SLOW_AFTER = 0.1  # seconds
 PATIENCE = 10  # seconds that a request waits before it is refused
 
 _current = threading.local()
+
+
+class Places(NamedTuple):
+    """How many requests are inside at once."""
+
+    quick: int
+    slow: int  # besides, once they took longer than SLOW_AFTER
 
 
 class Full(Exception):
@@ -66,8 +73,7 @@ def outside() -> Iterator[None]:
 class Gate:
     """The gate of a worker. Only the thread of its event loop touches it, so it needs no lock."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, places: int) -> None:
-        """`places` is the number of quick requests inside."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, places: Places) -> None:
         self._loop, self._places = loop, places
         self.call_in_loop = loop.call_soon_threadsafe
         self._quick: dict[Turn, None] = {}  # in the order of their entry
@@ -78,7 +84,7 @@ class Gate:
     async def enter(self) -> Turn:
         """Return a turn, after those who wait already have got theirs. Raises `Full`."""
         turn = Turn(self)
-        if self._waiting or len(self._quick) >= self._places:
+        if self._waiting or len(self._quick) >= self._places.quick:
             await self._wait(turn)
         else:
             self.admit(turn)
@@ -112,7 +118,7 @@ class Gate:
             raise
 
     def _let_in(self) -> None:
-        while self._waiting and len(self._quick) < self._places:
+        while self._waiting and len(self._quick) < self._places.quick:
             place, turn = self._waiting.popleft()
             if not place.done():
                 self.admit(turn)
@@ -121,7 +127,7 @@ class Gate:
     def _watch(self) -> None:
         """Stop counting the turns that take long. Looks again while requests wait."""
         now = time.monotonic()
-        while self._quick and len(self._slow) < SLOW:
+        while self._quick and len(self._slow) < self._places.slow:
             oldest = next(iter(self._quick))
             if now - oldest.began < SLOW_AFTER:
                 break
