@@ -184,6 +184,8 @@ def streamed(
         )
         stream.call_on_close(closing.pop_all().close)
     return stream
+
+
 class _BatchSize:
     """How many rows the next batch has: rows with long texts go out, and through the gate, in small batches."""
 
