@@ -99,7 +99,7 @@ from schemas import (
 )
 from server import database, errors, fast_reads, limits, logs, mail, system, web
 from server.database import db
-from server.endpoint import StreamedList, contract
+from server.endpoint import StreamedList, WrittenRecord, contract
 from server.limits import limiter
 from server.openapi import related_link, version_header
 
@@ -148,7 +148,7 @@ def logout(query: LogoutQuery) -> Message:
 @api.get("/me")
 @guard(SIGNED_IN)
 @contract(tag="Accounts")
-def get_me() -> UserOut:
+def get_me() -> WrittenRecord[UserOut]:
     """Get the signed-in user."""
     return USERS.get(caller().id)
 
@@ -214,7 +214,7 @@ def list_users(query: UserQuery) -> StreamedList[UserOut]:
 @api.get("/user/<id:user_id>")
 @guard(SIGNED_IN)
 @contract(tag="Staff")
-def get_user(user_id: int) -> UserOut:
+def get_user(user_id: int) -> WrittenRecord[UserOut]:
     """Get a member of the staff."""
     return USERS.get(user_id)
 
@@ -344,7 +344,7 @@ def create_patient(json: PatientIn) -> PatientOut:
 @api.get("/patient/<id:patient_id>")
 @guard(SIGNED_IN)
 @contract(tag="Patients")
-def get_patient(patient_id: int) -> PatientOut:
+def get_patient(patient_id: int) -> WrittenRecord[PatientOut]:
     """Get a patient."""
     return PATIENTS.get(patient_id)
 
@@ -436,7 +436,7 @@ def create_appointment(json: AppointmentIn) -> AppointmentOut:
 @api.get("/appointment/<id:appointment_id>")
 @guard(SIGNED_IN)
 @contract(tag="Appointments")
-def get_appointment(appointment_id: int) -> AppointmentOut:
+def get_appointment(appointment_id: int) -> WrittenRecord[AppointmentOut]:
     """Get an appointment with names."""
     return APPOINTMENTS.get(appointment_id)
 
@@ -508,7 +508,7 @@ def create_report(form: ReportIn, images: Files) -> ReportOut:
 @api.get("/reports/<id:report_id>")
 @guard(CLINICAL)
 @contract(tag="Reports")
-def get_report(report_id: int) -> ReportOut:
+def get_report(report_id: int) -> WrittenRecord[ReportOut]:
     """Get a report with names and images."""
     return REPORTS.get(report_id, image_links())
 

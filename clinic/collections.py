@@ -6,7 +6,6 @@ Rows of pages and streams become JSON without validation by an answer model: the
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -32,9 +31,9 @@ from schemas import (
 from server import streams
 from server.cursor import make_cursor, next_link, read_cursor
 from server.database import UTCDateTime, db
-from server.endpoint import StreamedList, caller_and_request, log_access
+from server.endpoint import StreamedList, WrittenRecord, caller_and_request, log_access
 from server.fast_reads import Row, read, stop, streaming
-from server.times import clinic_zone
+from server.times import clinic_zone, writer
 
 BATCH = 500  # rows of a stream that are in memory together, if they are short
 FIRST = 50  # rows of the first batch: its client waits
@@ -70,13 +69,22 @@ class Collection(Generic[Answer]):
         self.booleans = [name for name in self.names if isinstance(columns[name].type, Boolean)]
         self.statements = Statements(kind, self.names, orders, span, minutes, source, extra_columns)
 
-    def get(self, record_id: int, finish: Finish | None = None) -> Answer:
-        """Return a single record. `finish` changes the fields of its answer. Raises `NotFound`."""
+    def get(self, record_id: int, finish: Finish | None = None) -> WrittenRecord[Answer]:
+        """Return the answer with a single record. `finish` changes its fields. Raises `NotFound`."""
+        record = self.fields_of(record_id, finish)
+        answer: WrittenRecord[Answer] = WrittenRecord(
+            orjson.dumps(record), headers={"ETag": f'"{record["version"]}"'}, mimetype="application/json"
+        )
+        answer.records_shown = self.ids_of([record])
+        return answer
+
+    def fields_of(self, record_id: int, finish: Finish | None = None) -> Fields:
+        """Return the fields of a single record's answer, as `get` does."""
         rows = read(self.statements.by_id, {"id": record_id})
         if not rows:
             stop()  # the session takes another connection
             raise not_found(self.kind, record_id)
-        return self.answer.of(self.row_converter(finish)(rows[0]))
+        return self.row_converter(finish)(rows[0])
 
     def answer_to(self, query: CollectionQuery, finish: Finish | None = None) -> StreamedList[Answer]:
         """Return a page of the query's records; without a limit, a stream of them all.
@@ -98,7 +106,7 @@ class Collection(Generic[Answer]):
             fixed = {"on": str(day)} if day else {}
             headers["Link"] = next_link(make_cursor(key, self._scope(query)), **fixed)
         page: StreamedList[Answer] = StreamedList(orjson.dumps(records), headers=headers, mimetype="application/json")
-        page.records_shown = self.records_shown(records)
+        page.records_shown = self.ids_of(records)
         return page
 
     def _scope(self, query: CollectionQuery) -> str:
@@ -115,9 +123,9 @@ class Collection(Generic[Answer]):
         self, shape: QueryShape, values: Values, headers: Mapping[str, str], finish: Finish | None
     ) -> StreamedList[Answer]:
         """Return a stream of all rows."""
-        return streamed(self.statements.whole(shape), values, self.row_converter(finish), self.records_shown, headers)
+        return streamed(self.statements.whole(shape), values, self.row_converter(finish), self.ids_of, headers)
 
-    def records_shown(self, records: list[Fields]) -> str:
+    def ids_of(self, records: list[Fields]) -> str:
         """Return the ids for the access log, in the form of the answer model's `records_shown`."""
         if not hasattr(self.answer, "records_shown"):
             return ""
@@ -129,18 +137,16 @@ class Collection(Generic[Answer]):
 
     def row_converter(self, finish: Finish | None) -> Callable[[Row], Fields]:
         """Return a function that turns a driver's row into the fields of an answer. It needs no application context."""
-        names, times, complete, zone = self.names, self.times, self.complete, clinic_zone()
+        names, times, complete, write = self.names, self.times, self.complete, writer(clinic_zone())
         hidden = hidden_fields(self.kind)
-        on_sqlite = db.engine.dialect.name == "sqlite"  # SQLite stores times as texts in UTC, and booleans as numbers
-        booleans = self.booleans if on_sqlite else []
+        # SQLite stores booleans as numbers.
+        booleans = self.booleans if self.booleans and db.engine.dialect.name == "sqlite" else []
 
         def to_fields(row: Row) -> Fields:
             fields = dict(zip(names, row, strict=False))
             for name in times:
                 if (time := fields[name]) is not None:
-                    time = (datetime.fromisoformat(time + "+00:00") if on_sqlite else time).astimezone(zone)
-                    # Zones had offsets with seconds until 1972, which orjson rounds.
-                    fields[name] = time if time.year > 1972 else time.isoformat()
+                    fields[name] = write(time)
             for name in booleans:
                 fields[name] = bool(fields[name])
             for name in hidden:

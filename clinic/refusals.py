@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+import orjson
 from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,14 +26,14 @@ COLLECTIONS: dict[type[Record], Collection[Any]] = {
 def shown(kind: type[Record], record_id: int) -> dict[str, Any] | None:
     """Return the record as its own address answers it; None if it is archived or the database fails meanwhile."""
     with suppress(errors.NotFound, SQLAlchemyError):
-        answer: Any
         if kind is Absence:
-            answer = AbsenceOut.of(models.find(Absence, record_id))
-        else:
-            answer = COLLECTIONS[kind].get(record_id, image_links() if kind is Report else None)
-        log_access(getattr(answer, "records_shown", ""))
-        fields: dict[str, Any] = answer.model_dump(mode="json")
-        return fields
+            absence: dict[str, Any] = AbsenceOut.of(models.find(Absence, record_id)).model_dump(mode="json")
+            return absence
+        collection = COLLECTIONS[kind]
+        fields = collection.fields_of(record_id, image_links() if kind is Report else None)
+        log_access(collection.ids_of([fields]))
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(fields))  # Flask writes a date in another form
+        return plain
     return None
 
 

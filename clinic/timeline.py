@@ -162,4 +162,4 @@ def _row_converter(kinds: Kinds) -> Callable[[Row], Fields]:
 
 def _records_shown(entries: list[Fields]) -> str:
     """Return the ids of the reports for the access log."""
-    return REPORTS.records_shown([entry for entry in entries if entry["kind"] == Report.noun()])
+    return REPORTS.ids_of([entry for entry in entries if entry["kind"] == Report.noun()])

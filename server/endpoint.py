@@ -20,6 +20,12 @@ Answer = TypeVar("Answer")
 View = TypeVar("View", bound=Callable[..., Any])
 
 
+class WrittenRecord(Response, Generic[Answer]):
+    """An `Answer` that the view writes itself, as JSON."""
+
+    records_shown = ""  # for the access log
+
+
 class StreamedList(Response, Generic[Answer]):
     """A JSON array of `Answer` that the view writes itself: whole, or row by row while it is sent."""
 
@@ -131,6 +137,8 @@ def _annotations(view: Callable[..., Any]) -> tuple[dict[str, type[BaseModel]], 
         answer = list[get_args(answer)[0]]  # type: ignore[misc]
     if Response in get_args(answer):  # the view writes some answers itself
         answer = next(kind for kind in get_args(answer) if kind is not Response)
+    elif get_origin(answer) is WrittenRecord:
+        [answer] = get_args(answer)
     return {name: hints[name] for name in PARSERS if name in hints}, "images" in hints, answer
 
 
@@ -147,10 +155,11 @@ def _route(view: Callable[..., Any], terms: Contract) -> Callable[..., Response]
             answer = view(**arguments)
         else:
             answer = database.in_transaction(lambda: view(**arguments))
+        if isinstance(answer, Response):
+            log_access(getattr(answer, "records_shown", ""))
+            return answer
         answers = answer if isinstance(answer, list) else [answer]
         log_access(", ".join(filter(None, (getattr(item, "records_shown", "") for item in answers))))
-        if isinstance(answer, Response):
-            return answer
         response = Response(write(answer), terms.status, mimetype="application/json")
         if isinstance(version := getattr(answer, "version", None), int):
             response.set_etag(str(version))
