@@ -9,7 +9,6 @@ mark. Figures are medians of interleaved rounds. CPU is that of this process, wh
 import contextlib
 import gc
 import json
-import logging
 import os
 import platform
 import re
@@ -41,6 +40,7 @@ from app import create_app  # noqa: E402
 from bench import load  # noqa: E402
 from bench.floor import create_floor  # noqa: E402
 from models import Appointment, Report  # noqa: E402
+from server import logs  # noqa: E402
 from testing.fill import RARE, fill  # noqa: E402
 from testing.postgresql import empty_database, postgresql_server  # noqa: E402
 from testing.statements import counted_statements  # noqa: E402
@@ -567,5 +567,5 @@ def main(asked: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(stream=open(os.devnull, "w"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # noqa: SIM115
+    logs.set_up("WARNING", open(os.devnull, "w"))  # noqa: SIM115
     sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,6 @@
 The code is our own: libraries for this are slower by half or more, or repeat a rejected password in the error body.
 """
 
-import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
@@ -14,8 +13,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from server import database, errors, multipart
 from server.bodies import PARSERS, PUBLIC_LIMIT
+from server.logs import note_access
 
-access_log = logging.getLogger("hosi.access")
 Answer = TypeVar("Answer")
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -77,7 +76,7 @@ class Contract:
 def log_access(records_shown: str, asked_by: str = "") -> None:
     """Write to the access log which records the caller was shown. A stream passes the `caller_and_request()`."""
     if records_shown:
-        access_log.info("%s: %s", asked_by or caller_and_request(), records_shown)
+        note_access(f"{asked_by or caller_and_request()}: {records_shown}")
 
 
 def caller_and_request() -> str:
