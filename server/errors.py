@@ -5,14 +5,13 @@ It is `{"msg": "A sentence.", "code": "invalid", "errors": {"field": ["A sentenc
 
 import logging
 import re
-import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, current_app, g, has_request_context, jsonify, request
+from flask import Flask, Response, current_app, has_request_context, jsonify, request
 from flask.json.provider import DefaultJSONProvider
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -30,6 +29,7 @@ MOST_FAULTS = 20  # messages that an answer names
 MOST_CONFLICTS = 20  # records in the way that an answer shows
 LONGEST_NAME = 50  # characters of a field's name in an answer; a client may send any name
 LARGEST_ANSWER = 16 * 1024  # bytes of an error's body without `current`
+REQUEST_ID = "hosi.request_id"  # the key of a request's id in its environ
 LONGEST_TEXT = 500  # characters of a text in `conflict`, where the body would be larger
 LONGEST_TEXT_OF_MANY = 80  # the same, in `conflicts`
 
@@ -373,33 +373,19 @@ def _on_http(error: HTTPException) -> Any:
 def _on_exception(error: Exception) -> Response:
     if known := from_database(error):
         return respond(known)
-    log.error("request %s failed", g.request_id, exc_info=error)
-    return respond(APIError(f"Something went wrong on our side. The id of the request is {g.request_id}."))
-
-
-_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-
-
-def _name_request() -> None:
-    given = request.headers.get("X-Request-ID", "")
-    g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    log.error("request %s failed", request_id(), exc_info=error)
+    return respond(APIError(f"Something went wrong on our side. The id of the request is {request_id()}."))
 
 
 def request_id() -> str | None:
-    """Return the id of the current request; None in a `flask` command."""
-    return str(g.request_id) if has_request_context() and "request_id" in g else None
+    """Return the id of the current request, which server/web.py gives it; None in a `flask` command."""
+    return request.environ.get(REQUEST_ID) if has_request_context() else None
 
 
 def init_app(app: Flask) -> None:
     if isinstance(app.json, DefaultJSONProvider):
         app.json.sort_keys = False  # the body of an error begins with its sentence
         app.json.ensure_ascii = False  # a name in UTF-8 takes a third of what it takes as \ud83d\ude00
-    app.before_request(_name_request)
     app.register_error_handler(APIError, respond)
     app.register_error_handler(HTTPException, _on_http)
     app.register_error_handler(Exception, _on_exception)
-
-    @app.after_request
-    def _tell_request_id(response: Response) -> Response:
-        response.headers["X-Request-ID"] = g.request_id
-        return response

@@ -1,6 +1,9 @@
 """Rules for every request: the headers of each answer, CORS, ids in addresses, no cookies."""
 
-from collections.abc import Callable
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
@@ -8,7 +11,11 @@ from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter
 
+from server import errors
 from server.multipart import APIRequest
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 LARGEST_ID = 999_999_999  # nine digits, as in the pattern of `IdConverter`; fits into an INTEGER column
 HEADERS = {
@@ -34,10 +41,30 @@ class NoSessions(SessionInterface):
         return NullSession()
 
 
-def _add_headers(response: Response) -> Response:
-    present = {name.lower() for name, _ in response.headers}
-    response.headers.extend((name, value) for name, value in HEADERS.items() if name.lower() not in present)
-    return response
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_HEADERS = [(name.lower(), (name, value)) for name, value in HEADERS.items()]
+
+
+def with_headers(serve: "WSGIApplication") -> "WSGIApplication":
+    """Give every request an id, and every answer `HEADERS` and the id.
+
+    It works on the list that goes to the WSGI server. Werkzeug checks every header that is added to a response: with
+    hooks of Flask a guarded read takes 20 µs of CPU more, of 150.
+    """
+
+    def serve_with_headers(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        given = environ.get("HTTP_X_REQUEST_ID", "")
+        request_id = environ[errors.REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            present = {name.lower() for name, _ in headers}
+            headers.extend(header for name, header in _HEADERS if name not in present)
+            headers.append(("X-Request-ID", request_id))
+            return start_response(status, headers, *exc_info)
+
+        return serve(environ, start)
+
+    return serve_with_headers
 
 
 def _add_cors(app: Flask) -> None:
@@ -66,5 +93,5 @@ def init_app(app: Flask) -> None:
     app.url_map.merge_slashes = False  # otherwise Werkzeug redirects `/docs//` to the host in the Host header
     if proxies := app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
+    app.wsgi_app = with_headers(app.wsgi_app)  # type: ignore[method-assign, assignment]
     _add_cors(app)
-    app.after_request(_add_headers)
