@@ -212,7 +212,7 @@ def list_users(query: UserQuery) -> StreamedList[UserOut]:
 
 
 @api.get("/user/<id:user_id>")
-@guard(SIGNED_IN)
+@guard(SIGNED_IN, reads=USERS.reading)
 @contract(tag="Staff")
 def get_user(user_id: int) -> WrittenRecord[UserOut]:
     """Get a member of the staff."""
@@ -342,7 +342,7 @@ def create_patient(json: PatientIn) -> PatientOut:
 
 
 @api.get("/patient/<id:patient_id>")
-@guard(SIGNED_IN)
+@guard(SIGNED_IN, reads=PATIENTS.reading)
 @contract(tag="Patients")
 def get_patient(patient_id: int) -> WrittenRecord[PatientOut]:
     """Get a patient."""
@@ -434,7 +434,7 @@ def create_appointment(json: AppointmentIn) -> AppointmentOut:
 
 
 @api.get("/appointment/<id:appointment_id>")
-@guard(SIGNED_IN)
+@guard(SIGNED_IN, reads=APPOINTMENTS.reading)
 @contract(tag="Appointments")
 def get_appointment(appointment_id: int) -> WrittenRecord[AppointmentOut]:
     """Get an appointment with names."""
@@ -506,7 +506,7 @@ def create_report(form: ReportIn, images: Files) -> ReportOut:
 
 
 @api.get("/reports/<id:report_id>")
-@guard(CLINICAL)
+@guard(CLINICAL, reads=REPORTS.reading)
 @contract(tag="Reports")
 def get_report(report_id: int) -> WrittenRecord[ReportOut]:
     """Get a report with names and images."""

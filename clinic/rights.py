@@ -11,7 +11,7 @@ from flask import g
 
 import models
 import schemas
-from clinic.sessions import Caller, identify, identify_again
+from clinic.sessions import Caller, Reading, identify, identify_again
 from models import Absence, Appointment, Patient, Record, Report, Role, User, Week
 from server import errors, sentences
 from server.endpoint import Access, View, check_if_match, with_access
@@ -214,39 +214,42 @@ def _refuse_admin_fields(record: Record, changes: dict[str, Any]) -> None:
             raise errors.Forbidden(f"Only an administrator can change the {label(field)}.")
 
 
-def authenticate(access: Access = SIGNED_IN, signs_out: int | None = None) -> None:
+def authenticate(access: Access = SIGNED_IN, signs_out: int | None = None, reading: Reading | None = None) -> None:
     """Set the caller of this request. Each of its transactions then begins by checking the caller's rights again.
 
     So a caller who is demoted, deactivated, archived or logged out meanwhile writes nothing any more. `signs_out` is
-    the id of the user whose rights or logins the request changes; None for nobody, 0 for the caller.
-    Raises `Unauthorized`, or `Forbidden` for a role that `access` does not name.
+    the id of the user whose rights or logins the request changes; None for nobody, 0 for the caller. `reading` is what
+    the view reads first. Raises `Unauthorized`, or `Forbidden` for a role that `access` does not name.
     """
 
-    def refuse_others() -> None:
-        if g.caller.role not in access.roles:
+    def admit(who: Caller) -> None:
+        g.caller = who
+        if who.role not in access.roles:
             raise errors.Forbidden(f"Only {access.who} can do this.")
 
     def check_again() -> None:
-        g.caller = identify_again(g.caller, () if signs_out is None else (signs_out or g.caller.id,))
-        refuse_others()
+        admit(identify_again(g.caller, () if signs_out is None else (signs_out or g.caller.id,)))
 
-    g.caller = identify()
-    refuse_others()
+    admit(identify(reading))
     g.begin_transaction = check_again
 
 
-def guard(access: Access, signs_out: str = "", once: bool = False) -> Callable[[View], View]:
+def guard(
+    access: Access, signs_out: str = "", once: bool = False, reads: Callable[[int], Reading] | None = None
+) -> Callable[[View], View]:
     """Require a signed-in caller of a role that `access` names. Raises `Unauthorized` or `Forbidden`.
 
     A view with an `OWN_…` access checks the record's owner itself, by `editable`, `create`, `change` or `with_history`.
     `signs_out` names the user whose rights or logins the view changes: an argument of the path, or "caller".
     `once` checks the rights only at the start, not again in the transaction: two concurrent logouts both succeed.
+    `reads` tells by the id in the path what the view reads first: it is then read together with the caller.
     """
 
     def decorate(view: View) -> View:
         @wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            authenticate(access, kwargs.get(signs_out, 0) if signs_out else None)
+            reading = reads(*kwargs.values()) if reads else None
+            authenticate(access, kwargs.get(signs_out, 0) if signs_out else None, reading)
             if once:
                 g.pop("begin_transaction")
             return view(*args, **kwargs)

@@ -22,8 +22,10 @@ def stop_on_wrong_settings(checks: Iterable[Callable[[], bool]] = CHECKS) -> Non
 
 def _check_at_first_request() -> None:
     """Check until the settings are known to fit: a database may be away, or without a zone yet."""
+    if current_app.extensions.get("settings_fit"):
+        return
     contract = getattr(current_app.view_functions.get(request.endpoint or ""), "contract", None)
-    if contract and contract.uses_database and not current_app.extensions.get("settings_fit"):
+    if contract and contract.uses_database:
         current_app.extensions["settings_fit"] = all(check() for check in CHECKS)
 
 

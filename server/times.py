@@ -12,7 +12,8 @@ from flask import current_app
 from server import iso8601
 
 YEARS = (1850, 2200)  # first year, and the year after the last; Python's arithmetic fails beyond year 9999
-DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
+DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
+MOST_BEGINNINGS = 50_000  # that are remembered: the hours of five years
 
 
 def clinic_zone() -> ZoneInfo:
@@ -230,38 +231,47 @@ def shown(instant: datetime) -> str:
     return instant.astimezone(clinic_zone()).isoformat()
 
 
+class _Beginnings(dict[str, tuple[str, str] | None]):
+    """What all times that have the same beginning in UTC begin and end with in a zone; None if they differ.
+
+    A beginning goes up to the hour. In a zone whose offset has minutes it goes up to tens of minutes.
+    """
+
+    def __init__(self, zone: ZoneInfo) -> None:
+        self.zone = zone
+        offset_has_minutes = datetime.now(zone).utcoffset() % timedelta(hours=1)  # type: ignore[operator]
+        self.length, self._rest, self._span = (15, "0:00", 10 * MINUTE) if offset_has_minutes else (13, ":00:00", HOUR)
+
+    def __missing__(self, beginning: str) -> tuple[str, str] | None:
+        if len(self) == MOST_BEGINNINGS:
+            self.clear()
+        start = datetime.fromisoformat(f"{beginning}{self._rest}+00:00")
+        first, last = (instant.astimezone(self.zone) for instant in (start, start + self._span))
+        same = first.utcoffset() == last.utcoffset() and not first.utcoffset() % self._span  # type: ignore[operator]
+        text = first.isoformat()
+        self[beginning] = (text[: self.length], text[19:]) if same else None
+        return self[beginning]
+
+
 @lru_cache(maxsize=4)
 def writer(zone: ZoneInfo) -> Callable[[str], str]:
     """Return a function that reads a stored time and returns it as `shown` does. It needs no application context.
 
-    A stored time is a text in UTC: 2027-03-01 07:00:00.000000. Within an hour that the clocks are not changed in, all
-    times begin and end with the same text, if the offset has no minutes; within ten minutes, if it has tens of minutes.
-    So a row's time takes 0.2 µs, where `datetime.astimezone` and orjson take 0.5 µs; a page of 100 patients has 330.
+    A stored time is a text in UTC: 2027-03-01 07:00:00.000000. Between two changes of the clocks only its hour changes,
+    so it takes 0.15 µs. With `datetime.astimezone` and orjson it takes 0.5 µs, and a page of 100 patients has 330.
     """
-    tens_of_minutes = datetime.now(zone).utcoffset() % timedelta(hours=1)  # type: ignore[operator]
-    length, span = (15, 10 * MINUTE) if tens_of_minutes else (13, timedelta(hours=1))
-
-    def slowly(stored: str) -> str:
-        return datetime.fromisoformat(f"{stored}+00:00").astimezone(zone).isoformat()
-
-    @lru_cache(maxsize=50_000)  # five years of hours
-    def around(beginning: str) -> tuple[str, str] | None:
-        """Return what the times with this beginning begin and end with."""
-        start = datetime.fromisoformat(f"{beginning}{'0:00' if length == 15 else ':00:00'}+00:00")
-        first, last = start.astimezone(zone), (start + span).astimezone(zone)
-        if first.utcoffset() != last.utcoffset() or first.utcoffset() % span:  # type: ignore[operator]
-            return None
-        text = first.isoformat()
-        return text[:length], text[19:]
+    beginnings = _Beginnings(zone)
+    length = beginnings.length
 
     def write(stored: str) -> str:
-        size = len(stored)
-        if size not in (19, 26):  # PostgreSQL cuts the zeros at the end of a fraction
-            return write(stored.ljust(26, "0")) if 20 < size < 26 else slowly(stored)
-        found = around(stored[:length])
-        if found is None:
-            return slowly(stored)
-        return found[0] + (stored[length:19] if stored.endswith(".000000") else stored[length:]) + found[1]
+        if len(stored) == 26:
+            if stored.endswith(".000000"):
+                stored = stored[:19]
+        elif len(stored) != 19:  # PostgreSQL cuts the zeros at the end of a fraction
+            stored = stored.ljust(26, "0")
+        if found := beginnings[stored[:length]]:
+            return found[0] + stored[length:] + found[1]
+        return datetime.fromisoformat(f"{stored}+00:00").astimezone(zone).isoformat()
 
     return write
 
