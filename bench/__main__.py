@@ -77,7 +77,7 @@ class Asker:
         self.app, self.headers = app, {"Authorization": f"Bearer {token}"} if token else {}
 
     def environ(self, path: str, method: str = "GET", **body: Any) -> Callable[[], dict[str, Any]]:
-        given = {"json": body} if method == "POST" else {}
+        given = {"json": body} if method != "GET" else {}
         ready = EnvironBuilder(path, method=method, headers=self.headers, **given)
         base = ready.get_environ()
         content = base["wsgi.input"].read()
