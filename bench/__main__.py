@@ -174,8 +174,8 @@ def against_the_floor(make: Callable[[str], str], folder: str) -> Iterator[Figur
     server, token = serve(url, folder, patients=SMALL, appointments=200, reports=200)
     floor = Asker(create_floor(url, KEYS["JWT_SECRET_KEY"], KEYS["SECRET_KEY"], ZONE, 3600), token)
     for what, path, times, most in (
-        ("guarded GET /patient/<id>", "/patient/7", 100, 3),
-        ("page of 100 patients", "/patients?limit=100", 15, 2),
+        ("guarded GET /patient/<id>", "/patient/7", 100, 1.7),
+        ("page of 100 patients", "/patients?limit=100", 15, 1.25),
         ("page of 100 appointments, with names", "/appointment?limit=100", 15, 2),
         ("page of 100 reports, 3 images each", "/reports?limit=100", 8, 2),
     ):
@@ -203,8 +203,12 @@ def whole_collection(make: Callable[[str], str], folder: str) -> Iterator[Figure
 
     if server.ask(ours()) != floor.ask(theirs()):
         raise SystemExit("/patients: the bodies differ")
-    one, other, ratio = compare(lambda: drain(server, ours()), lambda: drain(floor, theirs()), 1, rounds=7)
-    yield Figure(f"whole GET /patients, {WHOLE:,} rows, CPU", ratio, "x", 1.5, f"{one:.2f} against {other:.2f} s")
+    for what, clock, most in (("CPU", time.process_time, 1.5), ("time", time.perf_counter, 1.2)):
+        one, other, ratio = compare(
+            lambda: drain(server, ours()), lambda: drain(floor, theirs()), 1, rounds=7, clock=clock
+        )
+        detail = f"{one:.2f} against {other:.2f} s"
+        yield Figure(f"whole GET /patients, {WHOLE:,} rows, {what}", ratio, "x", most, detail)
     growth = subprocess.run(
         [sys.executable, "-m", "bench.memory", url, folder, token],
         cwd=ROOT,
@@ -389,7 +393,7 @@ def statements(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
     day = iter(range(1, 29))
     book = {"patient_id": 1, "user_id": 2}
     for what, work, most in (
-        ("read", lambda: server.get("/patient/7"), 2),
+        ("read", lambda: server.get("/patient/7"), 1),
         ("page", lambda: server.get("/appointment?limit=100"), 2),
         ("page of reports", lambda: server.get("/reports?limit=100"), 3),
         ("statistics", lambda: server.get("/statistics"), 4),
@@ -485,7 +489,7 @@ def login(make: Callable[[str], str], folder: str) -> Iterator[Figure]:
     environ = server.environ("/login", "POST", email=ADA["email"], password=PASSWORD)
     hashed = bcrypt.hashpw(b"x" * 64, bcrypt.gensalt(4))
     whole, hashing, _ = compare(lambda: server.ask(environ()), lambda: bcrypt.checkpw(b"x" * 64, hashed), 10)
-    yield Figure("login, bcrypt aside, CPU", (whole - hashing) * 1000, "ms", 3)
+    yield Figure("login, bcrypt aside, CPU", (whole - hashing) * 1000, "ms", 2)
 
 
 FIXED_PACKAGES = "import flask_migrate, flask_jwt_extended, flask_bcrypt, pydantic, psycopg2"  # and what they import
@@ -509,7 +513,7 @@ def starting() -> Iterator[Figure]:
             clock=time.perf_counter,
         )
         what = 'python -c "import app; app.create_app()", no SQL'
-        yield Figure(what, ours, "s", 1, f"{packages:.2f} s of it for the packages of requirements.in that are fixed")
+        yield Figure(what, ours, "s", 0.7, f"{packages:.2f} s of it for the packages of requirements.in that are fixed")
 
 
 # --- The table ---

@@ -72,7 +72,7 @@ def recorded(asker: bench.Asker, kind: Callable[[int], Request]) -> list[list[St
         engine = asker.app.extensions["sqlalchemy"].engine
 
     def note(_: Any, __: Any, statement: str, parameters: Any, ___: Any, many: bool) -> None:
-        writes[-1].append((statement, parameters, many))
+        writes[-1].append((statement, parameters, many and isinstance(parameters, list)))
 
     event.listen(engine, "before_cursor_execute", note)
     for number in range(RECORDED):

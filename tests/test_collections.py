@@ -78,7 +78,7 @@ def test_the_number_of_statements_does_not_depend_on_the_number_of_rows(app: Fla
 @pytest.mark.parametrize(
     ("path", "most"),
     [
-        ("/patient/1", 2),
+        ("/patient/1", 1),
         ("/patients?limit=100", 2),
         ("/patients?limit=100&total=true", 3),
         ("/patients?limit=100&q=amina", 2),

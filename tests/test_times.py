@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 import pytest
 from client import Client, assert_refused
 from factories import make_patient
 
 from server import iso8601
+from server.times import writer
 
 NOT_TIMES = {
     "a fraction of an hour": "2026-03-01T10.30",
@@ -244,3 +246,39 @@ def test_every_text_that_is_not_of_the_grammar_is_refused(seed: int) -> None:
         else:
             assert shape_of(text) in ALL_SHAPES, text
     assert refused > 5_000
+
+
+ZONES = {
+    "no offset": "UTC",
+    "whole hours": "Africa/Nairobi",
+    "a change of the clocks": "Europe/Berlin",
+    "a change at midnight": "Africa/Cairo",
+    "half hours": "Asia/Kolkata",
+    "half hours and a change": "America/St_Johns",
+    "a change by half an hour": "Australia/Lord_Howe",
+    "three quarters of an hour": "Asia/Kathmandu",
+    "seconds, until 1972": "Africa/Monrovia",
+    "a day left out": "Pacific/Apia",
+}
+
+
+@pytest.mark.parametrize("name", ZONES.values(), ids=ZONES)
+def test_a_stored_time_is_written_as_python_writes_it(name: str) -> None:
+    zone, random_ = ZoneInfo(name), random.Random(7)
+    write = writer(zone)
+    years = (datetime(2200, 1, 1, tzinfo=UTC) - datetime(1850, 1, 1, tzinfo=UTC)).days
+    times = [
+        datetime(1850, 1, 1, tzinfo=UTC)
+        + timedelta(days=random_.randrange(years), seconds=random_.randrange(86_400), microseconds=micro)
+        for micro in (0, 500_000, 123_456, 7, 999_999)
+        for _ in range(1_000)
+    ]
+    hours = (datetime(2011, 1, 1, tzinfo=UTC) + timedelta(hours=number) for number in range(3 * 366 * 24))
+    for hour in hours:  # around each change of the clocks: each minute
+        if hour.astimezone(zone).utcoffset() != (hour + timedelta(hours=1)).astimezone(zone).utcoffset():
+            times += [hour + timedelta(minutes=minute, seconds=59) for minute in range(-90, 150)]
+    for time_ in times:
+        expected = time_.astimezone(zone).isoformat()
+        on_sqlite = time_.replace(tzinfo=None).isoformat(" ", "microseconds")
+        on_postgresql = on_sqlite.rstrip("0").rstrip(".") if time_.microsecond else on_sqlite[:19]
+        assert write(on_sqlite) == write(on_postgresql) == expected
