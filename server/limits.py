@@ -67,7 +67,7 @@ def init_app(app: Flask) -> None:
 def _where_limited(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Call a hook of Flask-Limiter only for views that have limits.
 
-    Otherwise its hooks look for limits at every request: a guarded read then takes 520 µs of CPU instead of 390 µs.
+    Otherwise its hooks look for limits at every request: a guarded read then takes 190 µs of CPU instead of 135 µs.
     """
 
     def hooked(*args: Any) -> Any:

@@ -60,8 +60,8 @@ def _clock(second: int) -> str:
 def note_access(line: str) -> None:
     """Write a line of the access log, as the logger `hosi.access` does.
 
-    Where the root logger has our handler alone, the line goes straight to its stream: `Logger.info` takes 20 µs of a
-    guarded read's 135, and this takes 4. Where others listen, as in tests, the logger tells them.
+    Where the root logger has our handler alone, the line goes straight to its stream: with `Logger.info` a guarded
+    read takes 142 µs of CPU instead of 126 µs. Where others listen, as in tests, the logger tells them.
     """
     handler = logging.root.handlers[0] if len(logging.root.handlers) == 1 else None
     if isinstance(handler, logging.StreamHandler) and isinstance(handler.formatter, OneLineFormatter) and handler.lock:

@@ -70,7 +70,7 @@ def with_headers(serve: "WSGIApplication") -> "WSGIApplication":
 def _add_cors(app: Flask) -> None:
     """Add CORS headers to the answers to requests that have an Origin.
 
-    Flask-CORS itself works at every answer: a guarded read then takes 430 µs of CPU instead of 390 µs.
+    Flask-CORS itself works at every answer: a guarded read then takes 146 µs of CPU instead of 126 µs.
     """
     CORS(
         app,
