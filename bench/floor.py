@@ -30,7 +30,7 @@ PATIENTS = f"SELECT {PATIENT} FROM patients WHERE deleted_at IS NULL ORDER BY id
 PEOPLE = "p.id, p.first_name, p.last_name, p.mrn, p.phone_number, p.date_of_birth, d.id, d.first_name, d.last_name"
 JOINS = "JOIN patients p ON p.id = r.patient_id JOIN users d ON d.id = r.user_id"
 APPOINTMENTS = f"""SELECT r.id, r.created_at, r.updated_at, r.version, r.appointment_datetime, r.duration_minutes,
-    r.status, r.reason, r.note, r.patient_id, r.user_id, r.overbooked, {PEOPLE}
+    r.status, r.reason, r.note, r.patient_id, r.user_id, r.overbooked, r.off_hours, {PEOPLE}
     FROM appointments r {JOINS} WHERE r.deleted_at IS NULL ORDER BY r.id LIMIT %s"""
 REPORTS = f"""SELECT r.id, r.created_at, r.updated_at, r.version, r.diagnosis, r.patient_id, r.user_id, {PEOPLE}
     FROM reports r {JOINS} WHERE r.deleted_at IS NULL ORDER BY r.id LIMIT %s"""
@@ -113,7 +113,8 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
             "patient_id": row[9],
             "user_id": row[10],
             "overbooked": bool(row[11]),
-            **people(row[12:]),
+            "off_hours": bool(row[12]),
+            **people(row[13:]),
         }
 
     def people(row: Any) -> dict[str, Any]:
