@@ -602,7 +602,7 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     listeners.register()
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
-    system.init_app(app, ABOUT, LINKS, accounts.who_may_sign_up, timezone.check_timezone)
+    system.init_app(app, ABOUT, LINKS, accounts.who_may_sign_up, timezone.check_timezone, stores.origins(app))
     return app
 
 

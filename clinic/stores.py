@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Protocol
+from urllib.parse import urlsplit
 
 from flask import Flask, current_app, request
 
@@ -311,6 +312,15 @@ def stores() -> Stores:
     """Return the stores of the current application."""
     kept: Stores = current_app.extensions["image_stores"]
     return kept
+
+
+def origins(app: Flask) -> list[str]:
+    """Return the origins of the links to images: of the clinic's page, PUBLIC_URL and Cloudinary."""
+    links = [app.config["PUBLIC_URL"]]
+    if app.extensions["image_stores"].cloudinary:
+        private = f"https://{app.config['CLOUDINARY_CLOUD_NAME']}-res.cloudinary.com"  # of an account with its own CDN
+        links += ["https://res.cloudinary.com", private, app.config["CLOUDINARY_UPLOAD_PREFIX"]]
+    return ["{0.scheme}://{0.netloc}".format(urlsplit(link)) for link in links if link]
 
 
 def _give_memory_back() -> None:

@@ -156,11 +156,6 @@ def version_header() -> JSON:
     return _header("ETag")
 
 
-def redirect(about: str) -> JSON:
-    """Return the description of an answer that redirects."""
-    return {"description": about, "headers": {"Location": _header("Location")}}
-
-
 def query_parameter(name: str, about: str) -> JSON:
     """Return the description of a query parameter that the view reads itself, without a model."""
     return {"name": name, "in": "query", "required": True, "description": about, "schema": _TEXT}

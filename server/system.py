@@ -1,10 +1,10 @@
 """The routes about the server itself: its name and links, the interactive page, the OpenAPI document, health."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Literal
 
-from flask import Blueprint, Flask, Response, abort, current_app, redirect, request, send_from_directory
+from flask import Blueprint, Flask, Response, abort, after_this_request, current_app, request, send_from_directory
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,7 +19,11 @@ DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-REDIRECT = {"responses": {"302": openapi.redirect("A browser is redirected to `/docs`.")}}
+# The clinic's page besides shows previews of pictures (blob:) and the pictures of the image stores.
+CLINIC_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob: {images}; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
 PAGE = {"responses": {"200": {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}}}
 DOCUMENT = {
     "responses": {
@@ -57,11 +61,12 @@ class Readiness(BaseModel):
 
 @system.get("/")
 @public
-@contract(tag="Server", uses_database=False, operation=REDIRECT)
+@contract(tag="Server", uses_database=False)
 def index() -> Welcome:
-    """Get name, version and links; a browser is redirected to the interactive page."""
+    """Get name, version and links; a browser gets the clinic's page."""
+    after_this_request(_vary_by_accept)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-        abort(redirect("/docs"))
+        abort(_clinic_page())
     return Welcome(
         **current_app.extensions["welcome"],
         timezone=times.clinic_zone().key,
@@ -69,6 +74,17 @@ def index() -> Welcome:
         today=times.today(),
         sign_up=_sign_up(),
     )
+
+
+def _clinic_page() -> Response:
+    page = send_from_directory(f"{current_app.static_folder}", "clinic/index.html")
+    page.headers["Content-Security-Policy"] = CLINIC_POLICY.format(images=current_app.extensions["image_origins"])
+    return page
+
+
+def _vary_by_accept(response: Response) -> Response:
+    response.vary.add("Accept")
+    return response
 
 
 def _sign_up() -> SignUp | None:
@@ -122,11 +138,12 @@ def init_app(
     links: Mapping[str, str],
     sign_up: Callable[[], SignUp],
     check_ready: Callable[[], object],
+    image_origins: Sequence[str],
 ) -> None:
     """Add these routes, and build the document of all routes. Register every other blueprint before.
 
     `GET /` answers `links` together with links to these routes, and what `sign_up` returns. `GET /readyz` calls
-    `check_ready`, which raises an API error. Raises RuntimeError as `openapi.build` does.
+    `check_ready`, which raises an API error. The clinic's page shows images of `image_origins`. Raises RuntimeError as `openapi.build` does.
     """
     app.register_blueprint(system)
     all_links = {
@@ -139,4 +156,5 @@ def init_app(
     app.extensions["welcome"] = {"name": about.title, "version": about.version, "links": all_links}
     app.extensions["sign_up"] = sign_up
     app.extensions["check_ready"] = check_ready
+    app.extensions["image_origins"] = " ".join(image_origins)
     app.extensions["openapi"] = openapi.text(app, about)

@@ -1,0 +1,106 @@
+// The page as a whole: which view is shown, the way to the others, notes, a lost connection, an ended login.
+import { get, goOn, is, me, on, signOut } from "./api.js";
+import { setClock } from "./clock.js";
+import { html, name, say, useEffect, useRef, useState, word } from "./parts.js";
+import { SignInPage } from "./signin.js";
+import { Today } from "./today.js";
+import { Calendar } from "./calendar.js";
+import { Patients } from "./patients.js";
+import { PatientPage } from "./patient.js";
+import { ReportPage } from "./report.js";
+import { Account, Staff, StaffMember } from "./staff.js";
+import { Statistics } from "./statistics.js";
+import { render } from "../preact/standalone.module.js";
+
+const MENU = [["today", "Today"], ["calendar", "Calendar"], ["patients", "Patients"], ["staff", "Staff"], ["statistics", "Statistics"]];
+
+// #/patients/3/report?on=… is the view `patients`, its record 3, its part `report`, and parameters.
+function place() {
+  const [path, parameters] = location.hash.replace(/^#\/?/, "").split("?");
+  const [view, id, part] = path.split("/");
+  return { view: view || "today", id, part, path, parameters: Object.fromEntries(new URLSearchParams(parameters)) };
+}
+
+function View({ view, id, part, parameters }) {
+  const mayReport = is("doctor", "admin");
+  if (view === "patients" && part === "report" && mayReport) return html`<${ReportPage} patientId=${id} />`;
+  if (view === "reports" && mayReport) return html`<${ReportPage} reportId=${id} />`;
+  if (view === "patients") return id ? html`<${PatientPage} id=${id} />` : html`<${Patients} parameters=${parameters} />`;
+  if (view === "calendar") return html`<${Calendar} parameters=${parameters} />`;
+  if (view === "staff") return id ? html`<${StaffMember} id=${id} />` : html`<${Staff} />`;
+  if (view === "account") return html`<${Account} />`;
+  if (view === "statistics") return html`<${Statistics} />`;
+  return html`<${Today} parameters=${parameters} />`;
+}
+
+function Notes() { // what was done, for some seconds
+  const [text, set] = useState("");
+  useEffect(() => {
+    let timer;
+    const told = ({ detail }) => { set(detail); clearTimeout(timer); timer = setTimeout(() => set(""), 6000); };
+    addEventListener("say", told);
+    return () => removeEventListener("say", told);
+  }, []);
+  return html`<div class="notes" role="status">${text && html`<p>${text}</p>`}</div>`;
+}
+
+function Connection() {
+  const [away, set] = useState(false);
+  useEffect(() => {
+    const quiet = [on("away", () => set(true)), on("back", () => set(false))];
+    return () => quiet.forEach((stop) => stop());
+  }, []);
+  return html`<div role="alert">${away && html`<p class="away">The server does not answer. What you typed stays here. Trying again…</p>`}</div>`;
+}
+
+function Page({ before }) {
+  const [here, setHere] = useState(place());
+  const [user, setUser] = useState(me().id ? me() : null);
+  const [why, setWhy] = useState(before);
+  const main = useRef();
+  useEffect(() => on("login", (login) => { setUser(login.user ?? (me().id ? me() : null)); setWhy(login.why ?? ""); }), []);
+  useEffect(() => {
+    const moved = () => { setHere(place()); scrollTo(0, 0); };
+    addEventListener("hashchange", moved);
+    return () => removeEventListener("hashchange", moved);
+  }, []);
+  useEffect(() => { if (document.activeElement === document.body) main.current?.focus(); }, [here.path]);
+  const leave = async () => {
+    try {
+      await signOut();
+      setUser(null);
+      history.replaceState(null, "", location.pathname);
+      setHere(place());
+    } catch (problem) { say(problem.message); }
+  };
+  if (!user) {
+    const token = here.parameters.token ?? new URLSearchParams(location.search).get("token");
+    return html`<${Connection} /><${SignInPage} why=${why} token=${token} />`;
+  }
+  const link = ([view, label]) => html`<a href=${`#/${view}`} aria-current=${here.view === view ? "page" : undefined}>${label}</a>`;
+  return html`<div class="shell" inert=${Boolean(why)}>
+      <a class="skip" href="#/" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the page</a>
+      <header class="side">
+        <p class="brand">Hosi</p>
+        <nav aria-label="Views">${MENU.map(link)}</nav>
+        <div class="whoami">
+          <a href="#/account" aria-current=${here.view === "account" ? "page" : undefined}>${name(user)}<small>${word(user.role)}</small></a>
+          <button onClick=${leave}>Sign out</button>
+        </div>
+      </header>
+      <main ref=${main} tabindex="-1" key=${`${user.id} ${here.path}`}><${Connection} /><${View} ...${here} /></main>
+      <${Notes} />
+    </div>
+    ${why && html`<div class="over"><${SignInPage} why=${why} lastEmail=${user.email} /></div>`}`;
+}
+
+const before = goOn();
+const page = document.getElementById("page");
+for (let about; !about;) { // the clinic's clock is needed before anything is shown
+  about = await get("/").catch((problem) => { page.textContent = problem.message; });
+  if (about) {
+    setClock(about);
+    page.textContent = "";
+    render(html`<${Page} before=${before} />`, page);
+  } else await new Promise((then) => setTimeout(then, 2000));
+}

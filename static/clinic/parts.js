@@ -1,0 +1,137 @@
+// What the views share: loading, forms, dialogs, the search for a patient, words.
+import { html, useEffect, useMemo, useRef, useState } from "../preact/standalone.module.js";
+import { AWAY, Problem, get, on } from "./api.js";
+import { date } from "./clock.js";
+
+export { html, useEffect, useMemo, useRef, useState };
+
+const WORDS = { checked_in: "arrived", completed: "done", no_show: "did not come", admin: "administrator" };
+export const word = (text) => (WORDS[text] ?? text ?? "–").replaceAll("_", " ");
+export const Word = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+export const State = ({ of }) => html`<span class=${`state ${of}`}>${Word(word(of))}</span>`;
+export const name = (person) => `${person.first_name} ${person.last_name}`;
+export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+export const say = (text) => dispatchEvent(new CustomEvent("say", { detail: text })); // a short note at the foot
+export const go = (hash) => { location.hash = hash; };
+
+// Loads when `deps` change, after a lost connection, and by reload(). What was loaded stays until the new answer is there.
+export function useLoad(load, deps) {
+  const [state, set] = useState({ loading: true });
+  const turn = useRef(0);
+  const reload = async () => {
+    const own = ++turn.current;
+    set((old) => ({ ...old, loading: true }));
+    const answer = await load().then((data) => ({ data }), (error) => ({ error }));
+    if (answer.error && !(answer.error instanceof Problem)) throw answer.error;
+    if (own === turn.current) set((old) => (answer.error?.status === 0 ? { ...old, ...answer, loading: false } : answer));
+  };
+  const latest = useRef();
+  latest.current = reload;
+  useEffect(() => { reload(); return () => { turn.current++; }; }, deps);
+  useEffect(() => on("back", () => latest.current()), []);
+  return { ...state, reload, set: (data) => set({ data }) };
+}
+
+// Runs `work(fields, form)` at a submit. `error` is the server's sentence, `errors` has those of the fields.
+export function useSubmit(work) {
+  const [state, set] = useState({ errors: {} });
+  const submit = async (event) => {
+    event?.preventDefault?.();
+    if (state.busy) return;
+    set({ busy: true, errors: {} });
+    try {
+      await work(event?.target?.elements ? Object.fromEntries(new FormData(event.target)) : event, event?.target);
+      set({ errors: {} });
+    } catch (error) {
+      if (!(error instanceof Problem)) {
+        set({ errors: {} });
+        throw error;
+      }
+      set({ error, errors: error.errors });
+    }
+  };
+  return { ...state, submit, forget: () => set({ errors: {} }) };
+}
+
+const MISSING = "This server does not have this yet.";
+export const Wrong = ({ error }) => error && html`
+  <p class="wrong" role="alert">${error.status === 404 && /address/.test(error.message) ? MISSING : error.message}</p>`;
+export const Loaded = ({ of, children }) => html`
+  ${of.error && !(of.error.message === AWAY && of.data) && html`<${Wrong} error=${of.error} />`}
+  ${of.data ? children : of.loading && html`<p class="quiet" role="status">One moment…</p>`}`;
+export const Empty = ({ title, children }) => html`<div class="empty"><strong>${title}</strong><p>${children}</p></div>`;
+
+let ids = 0;
+export function Field({ label, name, errors = {}, as = "input", hint, children, class: kind = "", ...rest }) {
+  const id = useMemo(() => `f${++ids}`, []);
+  const wrong = errors[name]?.join(" ");
+  const told = [hint && `${id}h`, wrong && `${id}w`].filter(Boolean).join(" ") || undefined;
+  return html`<div class=${`field ${kind}`}>
+    <label for=${id}>${label}</label>
+    <${as} id=${id} name=${name} aria-invalid=${wrong ? "true" : undefined} aria-describedby=${told} ...${rest}>${children}<//>
+    ${hint && html`<small id=${`${id}h`}>${hint}</small>`}
+    ${wrong && html`<small id=${`${id}w`} class="fault">${wrong}</small>`}
+  </div>`;
+}
+export const Choice = ({ options, value, ...rest }) => html`<${Field} as="select" ...${rest}>
+  ${options.map((one) => {
+    const [key, label] = Array.isArray(one) ? one : [one, Word(word(one))];
+    return html`<option key=${key} value=${key} selected=${String(key) === String(value ?? "")}>${label}</option>`;
+  })}<//>`;
+export const Tick = ({ label, ...rest }) => html`<label class="tick"><input type="checkbox" ...${rest} /> ${label}</label>`;
+export const Send = ({ of, children, ...rest }) => html`
+  <button class="main" disabled=${of.busy} ...${rest}>${of.busy ? "One moment…" : children}</button>`;
+
+export function Dialog({ title, onClose, wide, children }) {
+  const dialog = useRef();
+  useEffect(() => {
+    const before = document.activeElement;
+    dialog.current.showModal();
+    return () => before?.isConnected && before.focus();
+  }, []);
+  const id = useMemo(() => `d${++ids}`, []);
+  return html`<dialog ref=${dialog} class=${wide ? "wide" : ""} aria-labelledby=${id}
+      onCancel=${(event) => { event.preventDefault(); onClose(); }}>
+    <header><h2 id=${id}>${title}</h2><button type="button" class="plain" aria-label="Close" onClick=${onClose}>✕</button></header>
+    ${children}
+  </dialog>`;
+}
+
+export const PatientLine = ({ patient }) => html`<strong>${name(patient)}</strong>
+  <small>${patient.mrn} · ${patient.date_of_birth ? `born ${date(patient.date_of_birth)}` : "birth date unknown"} · ${patient.phone_number}</small>`;
+
+// The search for a patient as one types: arrows choose, Enter picks.
+export function PatientPicker({ onPick, onNew }) {
+  const [typed, setTyped] = useState("");
+  const [at, setAt] = useState(0);
+  const text = useSettled(typed.trim());
+  const found = useLoad(() => (text ? get("/patients", { q: text, limit: 8 }) : Promise.resolve([])), [text]);
+  const patients = text ? found.data ?? [] : [];
+  const keys = (event) => {
+    const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (move && patients.length) setAt((at + move + patients.length) % patients.length);
+    else if (event.key === "Enter" && patients[at]) onPick(patients[at]);
+    if (move || event.key === "Enter") event.preventDefault();
+  };
+  return html`<div class="picker">
+    <${Field} label="Patient" role="combobox" aria-expanded=${patients.length > 0} aria-controls="found" aria-autocomplete="list"
+      aria-activedescendant=${patients[at] && `found${at}`} autocomplete="off" placeholder="Name, phone, MRN or birth date"
+      autofocus value=${typed} onInput=${(event) => { setTyped(event.target.value); setAt(0); }} onKeyDown=${keys} />
+    <ul id="found" role="listbox" aria-label="Patients found">
+      ${patients.map((patient, index) => html`<li key=${patient.id} id=${`found${index}`} role="option" aria-selected=${index === at}
+        onClick=${() => onPick(patient)}><${PatientLine} patient=${patient} /></li>`)}
+    </ul>
+    <${Wrong} error=${found.error} />
+    ${text && found.data && !found.loading && !patients.length && html`<p class="quiet" role="status">Nobody is found by “${text}”.</p>`}
+    ${onNew && html`<button type="button" onClick=${() => onNew(typed)}>New patient…</button>`}
+  </div>`;
+}
+
+export function useSettled(value, wait = 180) { // milliseconds without a change
+  const [settled, set] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => set(value), wait);
+    return () => clearTimeout(timer);
+  }, [value]);
+  return settled;
+}
