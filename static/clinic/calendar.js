@@ -5,7 +5,7 @@ import { Booking } from "./booking.js";
 import { gaps } from "./today.js";
 import { Choice, Loaded, Tick, Wrong, count, go, html, name, say, useLoad, useRef, useState, word } from "./parts.js";
 
-const SCALE = 0.95; // pixels a minute
+const SCALE = 1.15; // pixels a minute
 const SNAP = 5; // minutes
 const DAY = 1440;
 const place = (from, to) => ({ top: `${from * SCALE}px`, height: `${Math.max(to - from, 12) * SCALE}px` });
@@ -83,7 +83,7 @@ function Column({ column, range, drag, onTime, onGrab }) {
     ${column.closed.filter(visible).map((span) => html`<div key=${span} class="closed" style=${cut(span)}></div>`)}
     ${column.away.filter(({ span }) => visible(span)).map(({ span, reason }) => html`<div key=${span} class="closed away" style=${cut(span)}>Away${reason && `: ${reason}`}</div>`)}
     ${entries.map(({ one, from, to, lane, of }) => html`
-      <button key=${one.id} class=${`event ${one.status} ${drag?.one.id === one.id ? "dragged" : ""} ${to - from < 25 ? "short" : ""}`}
+      <button key=${one.id} class=${`event ${one.status} ${drag?.one.id === one.id ? "dragged" : ""} ${to - from < 30 ? "short" : ""}`}
         style=${{ ...place(from - shift, to - shift), left: `${(lane / of) * 100}%`, width: `${100 / of}%` }} data-appointment=${one.id}
         onPointerDown=${(event) => onGrab(event, one)} onClick=${(event) => event.detail === 0 && onGrab(event, one)}
         aria-label=${`${one.patient_name}, ${time(one.appointment_datetime)}, ${word(one.status)}`}>
@@ -103,7 +103,8 @@ export function Calendar({ parameters }) {
   const [drag, setDrag] = useState(null);
   const [refused, setRefused] = useState(null);
   const grid = useRef();
-  const people = useLoad(doctors, []);
+  const [asked, ask] = useState(!whose); // the choice of doctors is loaded once it is wanted
+  const people = useLoad(() => (asked || !whose ? doctors() : Promise.resolve([])), [asked || !whose]);
   const shown = useLoad(() => (whose ? week(Number(whose), monday(day)) : sideBySide(day)), [whose, whose ? monday(day) : day]);
   const columns = (shown.data ?? []).filter(({ key }) => !hidden.includes(key));
   const to = (fields) => go(`/calendar?${new URLSearchParams({ of: whose, on: day, ...fields })}`);
@@ -160,7 +161,7 @@ export function Calendar({ parameters }) {
   return html`
     <div class="head"><div><h1>Calendar</h1><p class="quiet">${whose ? `${shortDay(monday(day))} – ${shortDay(plusDays(monday(day), 6))} ${plusDays(monday(day), 6).slice(0, 4)}` : niceDay(day)}</p></div>
       <div class="tools">
-        <${Choice} label="Doctor" class="slim" value=${whose} onChange=${(event) => to({ of: event.target.value })}
+        <${Choice} label="Doctor" class="slim" value=${whose} onFocus=${() => ask(true)} onPointerEnter=${() => ask(true)} onChange=${(event) => to({ of: event.target.value })}
           options=${[["", "All, side by side"], ...names, ...(whose && !names.has(whose) ? [[whose, whose === own ? name(me()) : "This doctor"]] : [])]} />
         <span class="group"><button onClick=${() => to({ on: plusDays(day, -by) })} aria-label="Earlier">‹</button>
           <button onClick=${() => to({ on: today() })}>Today</button>
