@@ -21,7 +21,7 @@ DOCS_POLICY = (
 )
 # The clinic's page besides shows previews of pictures (blob:) and the pictures of the image stores.
 CLINIC_POLICY = (
-    "default-src 'self'; img-src 'self' data: blob: {images}; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "default-src 'self'; img-src {images}; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
 PAGE = {"responses": {"200": {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}}}
@@ -66,7 +66,7 @@ def index() -> Welcome:
     """Get name, version and links; a browser gets the clinic's page."""
     after_this_request(_vary_by_accept)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-        abort(_clinic_page())
+        abort(_page("clinic", CLINIC_POLICY.format(images=current_app.extensions["image_origins"])))
     return Welcome(
         **current_app.extensions["welcome"],
         timezone=times.clinic_zone().key,
@@ -76,9 +76,9 @@ def index() -> Welcome:
     )
 
 
-def _clinic_page() -> Response:
-    page = send_from_directory(f"{current_app.static_folder}", "clinic/index.html")
-    page.headers["Content-Security-Policy"] = CLINIC_POLICY.format(images=current_app.extensions["image_origins"])
+def _page(name: str, policy: str) -> Response:
+    page = send_from_directory(f"{current_app.static_folder}", f"{name}/index.html", conditional=False, etag=False)
+    page.headers["Content-Security-Policy"] = policy
     return page
 
 
@@ -101,9 +101,7 @@ def _sign_up() -> SignUp | None:
 @contract(tag="Server", uses_database=False, operation=PAGE)
 def docs() -> Response:
     """Show the interactive page."""
-    page = send_from_directory(f"{current_app.static_folder}", "docs/index.html", conditional=False, etag=False)
-    page.headers["Content-Security-Policy"] = DOCS_POLICY
-    return page
+    return _page("docs", DOCS_POLICY)
 
 
 @system.get("/openapi.json")
@@ -156,5 +154,5 @@ def init_app(
     app.extensions["welcome"] = {"name": about.title, "version": about.version, "links": all_links}
     app.extensions["sign_up"] = sign_up
     app.extensions["check_ready"] = check_ready
-    app.extensions["image_origins"] = " ".join(image_origins)
+    app.extensions["image_origins"] = " ".join(["'self'", "data:", "blob:", *image_origins])
     app.extensions["openapi"] = openapi.text(app, about)

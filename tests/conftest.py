@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, FLAGS, MISSING, Clinic
 from client import Client, listening, migrate
 from factories import USUAL, new_login, sign_up
 from flask import Flask
+from playwright.sync_api import Browser, Page, sync_playwright
 from remembered import signed_in
 from sql import connections_in_use, dispose, empty_tables, sql
 
@@ -203,6 +205,32 @@ def other_doctor(app: Flask, admin: Client) -> Client:
 @pytest.fixture
 def receptionist(app: Flask, admin: Client) -> Client:
     return signed_in(app, "Rosa", "receptionist")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A tab of Chromium, with a storage of its own."""
+    context = chromium.new_context(viewport={"width": 1200, "height": 1000})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def clinic(address: str, page: Page) -> Iterator[Clinic]:
+    """The clinic's page. Its console must stay clean."""
+    opened = Clinic(page, address)
+    yield opened
+    assert not opened.faults
 
 
 @pytest.fixture(scope="session")

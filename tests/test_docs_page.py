@@ -1,8 +1,6 @@
 """The interactive page, in a real browser if one is installed."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -10,28 +8,7 @@ import pytest
 from client import Client, listening
 from factories import PASSWORD, MakeApp, make_patient, picture, sign_up
 from flask import Flask
-from playwright.sync_api import FilePayload, Page, expect, sync_playwright
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-expect.set_options(timeout=30_000)  # milliseconds: a machine may be busy
-
-
-def test_a_browser_is_sent_to_the_page(anonymous: Client) -> None:
-    browser = anonymous.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
-    assert (browser.status_code, browser.headers["Location"]) == (302, "/docs")
-
-
-@pytest.mark.parametrize("accept", ["application/json", "*/*"])
-def test_others_are_told_name_version_and_links(anonymous: Client, accept: str) -> None:
-    told = anonymous.get("/", headers={"Accept": accept})
-    assert told.status_code == 200
-    assert told.json["name"] == "Hosi Server"
-    assert anonymous.get(told.json["links"]["documentation"]).status_code == 200
-
+from playwright.sync_api import FilePayload, Page, expect
 
 def test_the_page_names_no_other_host_and_has_no_inline_script(anonymous: Client) -> None:
     page = anonymous.get("/docs")
@@ -41,16 +18,6 @@ def test_the_page_names_no_other_host_and_has_no_inline_script(anonymous: Client
     assert all(tag.endswith("defer></script>") for tag in re.findall("<script.*", page.text))
     for file in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text):
         assert anonymous.get(file).status_code == 200, file
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser.new_page(viewport={"width": 1200, "height": 1000})
-        browser.close()
 
 
 on_one_engine = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the page knows no other
@@ -64,8 +31,7 @@ def test_one_logs_in_on_the_page_and_sends_a_request(address: str, app: Flask, a
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{address}/")
-    expect(page).to_have_url(f"{address}/docs")
+    page.goto(f"{address}/docs")
     page.get_by_label("Email").fill("ada@clinic.test")
     page.get_by_label("Password").first.fill(PASSWORD)
     page.get_by_role("button", name="Log in", exact=True).click()

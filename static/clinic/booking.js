@@ -39,7 +39,7 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
   const made = useRef(); // the new patient, if the booking itself was refused
   const form = useSubmit(async (fields) => {
     const wish = {
-      appointment_datetime: `${when.day}T${when.time}`, duration_minutes: Number(minutes), reason: fields.reason,
+      appointment_datetime: `${when.day}T${when.time}`, duration_minutes: Number(minutes), reason: fields.reason, note: fields.note,
       user_id: Number(doctor || fields.user_id), status: fields.status,
       ...(fields.off_hours && { off_hours: true }), ...(fields.overbooked && { overbooked: true }),
     };
@@ -88,6 +88,7 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
         ${!locked && doctor && html`<${FreeTimes} doctor=${doctor} patient=${patient?.id} day=${when.day} minutes=${minutes}
           onPick=${(start) => setWhen({ day: dayOf(start), time: hour(start) })} />`}
         <${Field} label="Reason" name="reason" as="textarea" rows="2" maxlength="2000" defaultValue=${appointment?.reason ?? ""} errors=${form.errors} />
+        <${Field} label="Note" name="note" as="textarea" rows="2" maxlength="2000" defaultValue=${appointment?.note ?? ""} errors=${form.errors} />
         ${appointment && html`<${Choice} label="State" name="status" options=${STATES.map((one) => [one, Word(word(one))])}
           value=${appointment.status} errors=${form.errors} />`}
         ${refusal === "off_hours" && html`<${Tick} name="off_hours" label="Book it outside of the doctor’s hours all the same" />`}

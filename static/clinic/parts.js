@@ -65,10 +65,12 @@ let ids = 0;
 export function Field({ label, name, errors = {}, as = "input", hint, children, class: kind = "", ...rest }) {
   const id = useMemo(() => `f${++ids}`, []);
   const wrong = errors[name]?.join(" ");
+  const input = useRef();
+  useEffect(() => { if (rest.autofocus) input.current.focus(); }, []);
   const told = [hint && `${id}h`, wrong && `${id}w`].filter(Boolean).join(" ") || undefined;
   return html`<div class=${`field ${kind}`}>
     <label for=${id}>${label}</label>
-    <${as} id=${id} name=${name} aria-invalid=${wrong ? "true" : undefined} aria-describedby=${told} ...${rest}>${children}<//>
+    <${as} ref=${input} id=${id} name=${name} aria-invalid=${wrong ? "true" : undefined} aria-describedby=${told} ...${rest}>${children}<//>
     ${hint && html`<small id=${`${id}h`}>${hint}</small>`}
     ${wrong && html`<small id=${`${id}w`} class="fault">${wrong}</small>`}
   </div>`;
