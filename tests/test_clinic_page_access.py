@@ -119,7 +119,7 @@ def test_the_keyboard_alone_books_an_appointment(app: Flask, working: Clinic, do
             break
         page.keyboard.press("Tab")
     day.fill(NEXT_WEEK)  # how a date is typed depends on the locale of the browser
-    page.get_by_label("Time").fill("11:00")
+    page.get_by_label("Time", exact=True).fill("11:00")
     page.get_by_label("Reason").focus()
     page.keyboard.type("Follow-up")
     for _ in range(4):

@@ -183,7 +183,7 @@ def test_a_booking_whose_answer_was_lost_is_made_once(app: Flask, doctor: Client
     clinic.page.route("**/appointment", lose)
     clinic.button("Book…").click()
     clinic.page.get_by_label("Day").fill(at(10)[:10])
-    clinic.page.get_by_label("Time").fill("10:00")
+    clinic.page.get_by_label("Time", exact=True).fill("10:00")
     clinic.button("Book").click()
     expect(clinic.dialog().get_by_role("alert")).to_contain_text("The server does not answer.")
     clinic.button("Book").click()
@@ -272,7 +272,7 @@ def test_times_are_the_clinics_whatever_the_zone_of_the_browser(
         clinic.open(f"calendar?on={at(0)[:10]}")
         expect(clinic.page.locator(".event")).to_contain_text("10:00 Amina Wanjiru")
         clinic.page.locator(".event").press("Enter")
-        expect(clinic.page.get_by_label("Time")).to_have_value("10:00")
+        expect(clinic.page.get_by_label("Time", exact=True)).to_have_value("10:00")
         today = home.get("/").json["today"]
         clinic.page.keyboard.press("Escape")
         clinic.follow("Today")

@@ -2,6 +2,7 @@
 // refresh token is good once, so two copies of it would end each other. Only scripts of this server run on the page.
 const KEPT = "hosi.login";
 const UNUSED = 12 * 3600e3; // milliseconds: a login that was not used for so long is forgotten
+const PUBLIC = ["/", "/signup", "/password/forgot", "/password/reset"];
 const PASSWORDS = ["/login", "/me/password"]; // their 401 means a wrong password
 
 export const AWAY = "The server does not answer. What you typed is still here.";
@@ -97,7 +98,7 @@ const renew = (used) => inTurn(async () => { // returns whether there is another
 export async function call(method, path, options = {}) {
   for (let again = false; ; again = true) {
     const login = kept();
-    if (mine && login?.user.id !== mine.id) {
+    if (mine && login?.user.id !== mine.id && !PUBLIC.includes(path)) {
       tell("login", { why: ENDED });
       throw new Problem(401, { msg: ENDED, code: "signed_out" });
     }

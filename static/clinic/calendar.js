@@ -103,6 +103,7 @@ export function Calendar({ parameters }) {
   const [drag, setDrag] = useState(null);
   const [refused, setRefused] = useState(null);
   const grid = useRef();
+  const released = useRef();
   const [asked, ask] = useState(!whose); // the choice of doctors is loaded once it is wanted
   const people = useLoad(() => (asked || !whose ? doctors() : Promise.resolve([])), [asked || !whose]);
   const shown = useLoad(() => (whose ? week(Number(whose), monday(day)) : sideBySide(day)), [whose, whose ? monday(day) : day]);
@@ -150,8 +151,12 @@ export function Calendar({ parameters }) {
     const stop = (last) => {
       for (const [name_, listener] of Object.entries(ways)) removeEventListener(name_, listener);
       if (last.type === "keydown" || last.type === "pointercancel") setDrag(null);
-      else if (now_.moved) move(now_);
-      else setOpen({ appointment: one });
+      else if (!now_.moved) setOpen({ appointment: one });
+      else {
+        move(now_);
+        released.current = true; // the browser sends a click after the release, to the column
+        setTimeout(() => { released.current = false; });
+      }
     };
     const ways = { pointermove: follow, pointerup: stop, pointercancel: stop, keydown: (key) => key.key === "Escape" && stop(key) };
     setRefused(null);
@@ -178,7 +183,7 @@ export function Calendar({ parameters }) {
           ${Array.from({ length: range[1] - range[0] }, (_, index) => html`<span key=${index} style=${{ top: `${index * 60 * SCALE}px` }}>${clock((range[0] + index) * 60)}</span>`)}</div></div>
         ${columns.map((column) => html`<div key=${column.key} class=${`lane ${column.day === today() && whose ? "today" : ""}`}><div class="title">${column.title}</div>
           <${Column} column=${column} range=${range} drag=${drag} onGrab=${grab}
-            onTime=${(at) => (is("doctor") && column.doctor !== me().id ? null : setOpen({ at, doctor: column.doctor }))} /></div>`)}
+            onTime=${(at) => released.current || (is("doctor") && column.doctor !== me().id) || setOpen({ at, doctor: column.doctor })} /></div>`)}
       </div>
       <p class="quiet">Shaded: ${whose ? "outside of the doctor’s hours, or away." : "not free."} A click on a free time books it. Drag an appointment to move it, or open it and change its time.</p>
     <//>

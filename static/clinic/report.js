@@ -71,11 +71,10 @@ export function ReportPage({ patientId, reportId }) {
       say(reportId ? "The report is saved." : "The report is filed.");
       go(`/patients/${report.patient.id}`);
     } catch (problem) {
-      const told = problem.errors?.images ?? [];
-      const found = pictures.map(({ id }, index) => [id, told.find((text) => new RegExp(`^\\W*${index + 1} `).test(text))]);
-      setFaults(Object.fromEntries(found.filter(([, text]) => text).map(([id, text]) => [id, text.slice(text.indexOf(": ") + 1).trim()])));
-      const which = found.filter(([, text]) => text).length;
-      if (which) problem.message = `Nothing was saved: ${count(which, "picture")} cannot be taken. Remove ${which === 1 ? "it" : "them"}, and file the rest.`;
+      const told = new Map((problem.errors.images ?? []).map((text) => [Number(/\d+/.exec(text)), text.slice(text.indexOf(": ") + 1).trim()]));
+      const found = pictures.map(({ id }, index) => [id, told.get(index + 1)]).filter(([, text]) => text);
+      setFaults(Object.fromEntries(found));
+      if (found.length) problem.message = `Nothing was saved: ${count(found.length, "picture")} cannot be taken. Remove what is marked, and file the rest.`;
       throw problem;
     } finally { setLoaded(null); }
   });

@@ -82,25 +82,27 @@ function Hours({ user, may, loaded }) {
 
 const Brief = ({ of }) => html`${time(of.appointment_datetime)}, ${of.patient_name}`;
 
-// The same request twice: dry_run shows what would be done with the appointments in the way, then it is done.
+// An absence with nothing in its way is saved at once. Where a colleague takes over, or appointments are cancelled, the
+// request is sent twice: dry_run shows what would be done, then it is done.
 function NewAbsence({ user, onDone, onClose }) {
   const [plan, setPlan] = useState(null);
+  const [repairs, setRepairs] = useState(false);
   const colleagues = useLoad(() => get("/users", { role: "doctor", is_active: true, sort: "last_name" }), []);
-  const wish = ({ starts_at, ends_at, reason, hand_over_to, cancel_rest }) => ({
-    starts_at, ends_at, reason, ...(hand_over_to && { hand_over_to: Number(hand_over_to) }), ...(cancel_rest && { cancel_rest: true }) });
-  const form = useSubmit(async (fields, { dataset }) => {
+  const typed = ({ currentTarget }) => {
+    const { hand_over_to, cancel_rest } = Object.fromEntries(new FormData(currentTarget));
+    setPlan(null);
+    setRepairs(Boolean(hand_over_to || cancel_rest));
+  };
+  const form = useSubmit(async ({ starts_at, ends_at, reason, hand_over_to, cancel_rest }) => {
     const path = `/user/${user.id}/absences`;
-    if (!plan) {
-      const json = wish(fields);
-      setPlan({ ...(await call("POST", `${path}?dry_run=true`, { json })).body, json });
-    } else {
-      const { body } = await post(path, plan.json);
-      say(`The absence is saved. ${count(body.handed_over.length, "appointment")} handed over, ${body.cancelled.length} cancelled.`);
-      onDone();
-    }
+    const json = { starts_at, ends_at, reason, ...(hand_over_to && { hand_over_to }), ...(cancel_rest && { cancel_rest: true }) };
+    if (repairs && !plan) return setPlan((await call("POST", `${path}?dry_run=true`, { json })).body);
+    const { body } = await post(path, json);
+    say(`The absence is saved. ${count(body.handed_over.length, "appointment")} handed over, ${body.cancelled.length} cancelled.`);
+    onDone();
   });
   const conflicts = form.error?.body.conflicts;
-  return html`<${Dialog} title=${`Absence of ${name(user)}`} wide onClose=${onClose}><form onSubmit=${form.submit} onInput=${() => setPlan(null)}>
+  return html`<${Dialog} title=${`Absence of ${name(user)}`} wide onClose=${onClose}><form onSubmit=${form.submit} onInput=${typed}>
     <div class="row"><${Field} label="From" name="starts_at" type="datetime-local" required defaultValue=${`${plusDays(today(), 1)}T00:00`} errors=${form.errors} />
       <${Field} label="To" name="ends_at" type="datetime-local" required defaultValue=${`${plusDays(today(), 2)}T00:00`} errors=${form.errors} /></div>
     <${Field} label="Reason" name="reason" maxlength="2000" hint="Shown to the person, the desk and administrators alone." errors=${form.errors} />
@@ -112,10 +114,10 @@ function NewAbsence({ user, onDone, onClose }) {
       ${form.error.body.total > conflicts.length && html`<li>and ${form.error.body.total - conflicts.length} more</li>`}</ul>`}
     ${plan && html`<section class="plan" role="status"><h3>What will be done</h3>
       <p>${count(plan.handed_over.length, "appointment is", "appointments are")} handed over, ${count(plan.cancelled.length, "is", "are")} cancelled.</p>
-      ${plan.clashes?.length > 0 && html`<p>These clash:</p><ul class="plainlist">${plan.clashes.map(({ appointment, conflict, alternatives }) => html`<li key=${appointment.id ?? appointment}>
-        ${appointment.id ? html`<${Brief} of=${appointment} />` : `Appointment ${appointment}`}
-        <small>${conflict && ` in the way: ${conflict.patient_name ?? conflict}`}${alternatives?.length > 0 && ` · free: ${alternatives.slice(0, 3).map(({ start }) => `${shortDay(start)} ${hour(start)}`).join(", ")}`}</small></li>`)}</ul>`}</section>`}
-    <p class="actions"><${Send} of=${form}>${plan ? "Do so" : "Show what happens"}<//></p>
+      ${plan.clashes.length > 0 && html`<p>The colleague cannot take:</p><ul class="plainlist">${plan.clashes.map(({ appointment, conflict, alternatives }) => html`
+        <li key=${appointment.id}><${Brief} of=${appointment} /><small>${conflict ? `has ${conflict.patient_name}` : "is away"}
+          ${alternatives.length > 0 && ` · free: ${alternatives.slice(0, 3).map(({ start }) => `${shortDay(start)} ${hour(start)}`).join(", ")}`}</small></li>`)}</ul>`}</section>`}
+    <p class="actions"><${Send} of=${form}>${plan ? "Do so" : repairs ? "Show what happens" : "Save the absence"}<//></p>
   </form><//>`;
 }
 
