@@ -85,9 +85,9 @@ function Column({ column, range, drag, onTime, onGrab }) {
     ${entries.map(({ one, from, to, lane, of }) => html`
       <button key=${one.id} class=${`event ${one.status} ${drag?.one.id === one.id ? "dragged" : ""} ${to - from < 30 ? "short" : ""}`}
         style=${{ ...place(from - shift, to - shift), left: `${(lane / of) * 100}%`, width: `${100 / of}%` }} data-appointment=${one.id}
-        onPointerDown=${(event) => onGrab(event, one)} onClick=${(event) => event.detail === 0 && onGrab(event, one)}
-        aria-label=${`${one.patient_name}, ${time(one.appointment_datetime)}, ${word(one.status)}`}>
-        <strong>${hour(one.appointment_datetime)} ${one.patient_name}</strong><span>${one.reason}</span></button>`)}
+        onPointerDown=${(event) => onGrab(event, one)} onClick=${(event) => event.detail === 0 && onGrab(event, one)}>
+        <strong>${hour(one.appointment_datetime)} ${one.patient_name}</strong><span>${one.reason}</span>
+        <span class="unseen">, ${shortDay(column.day)}, ${word(one.status)}</span></button>`)}
     ${drag?.moved && drag.column === column.key && html`<div class="event ghost" style=${place(drag.minutes - shift, drag.minutes + drag.one.duration_minutes - shift)}>
       <strong>${clock(drag.minutes)} ${drag.one.patient_name}</strong></div>`}
     ${at !== false && visible([at, at + 1]) && html`<div class="nowline" style=${{ top: `${(at - shift) * SCALE}px` }}></div>`}

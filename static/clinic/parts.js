@@ -87,9 +87,9 @@ export const Send = ({ of, children, ...rest }) => html`
 export function Dialog({ title, onClose, wide, children }) {
   const dialog = useRef();
   useEffect(() => {
-    const before = document.activeElement;
-    dialog.current.showModal();
-    return () => before?.isConnected && before.focus();
+    const shown = dialog.current;
+    shown.showModal();
+    return () => shown.close(); // the focus goes back to where it was
   }, []);
   const id = useMemo(() => `d${++ids}`, []);
   return html`<dialog ref=${dialog} class=${wide ? "wide" : ""} aria-labelledby=${id}
