@@ -35,21 +35,15 @@ function View({ view, id, part, parameters }) {
 
 function Notes() { // what was done, for some seconds
   const [text, set] = useState("");
-  useEffect(() => {
-    let timer;
-    const told = ({ detail }) => { set(detail); clearTimeout(timer); timer = setTimeout(() => set(""), 6000); };
-    addEventListener("say", told);
-    return () => removeEventListener("say", told);
-  }, []);
+  const timer = useRef();
+  useEffect(() => on("say", (said) => { set(said); clearTimeout(timer.current); timer.current = setTimeout(() => set(""), 6000); }), []);
   return html`<div class="notes" role="status">${text && html`<p>${text}</p>`}</div>`;
 }
 
 function Connection() {
   const [away, set] = useState(false);
-  useEffect(() => {
-    const quiet = [on("away", () => set(true)), on("back", () => set(false))];
-    return () => quiet.forEach((stop) => stop());
-  }, []);
+  useEffect(() => on("away", () => set(true)), []);
+  useEffect(() => on("back", () => set(false)), []);
   return html`<div role="alert">${away && html`<p class="away">The server does not answer. What you typed stays here. Trying again…</p>`}</div>`;
 }
 
@@ -80,27 +74,19 @@ function Page({ before }) {
   const link = ([view, label]) => html`<a href=${`#/${view}`} aria-current=${here.view === view ? "page" : undefined}>${label}</a>`;
   return html`<div class="shell" inert=${Boolean(why)}>
       <a class="skip" href="#/" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the page</a>
-      <header class="side">
-        <p class="brand">Hosi</p>
-        <nav aria-label="Views">${MENU.map(link)}</nav>
-        <div class="whoami">
+      <header class="side"><p class="brand">Hosi</p><nav aria-label="Views">${MENU.map(link)}</nav><div class="whoami">
           <a href="#/account" aria-current=${here.view === "account" ? "page" : undefined}>${name(user)}<small>${word(user.role)}</small></a>
-          <button onClick=${leave}>Sign out</button>
-        </div>
-      </header>
-      <main ref=${main} tabindex="-1" key=${`${user.id} ${here.path}`}><${Connection} /><${View} ...${here} /></main>
-      <${Notes} />
-    </div>
+          <button onClick=${leave}>Sign out</button></div></header>
+      <main ref=${main} tabindex="-1" key=${`${user.id} ${here.path}`}><${Connection} /><${View} ...${here} /></main><${Notes} /></div>
     ${why && html`<div class="over"><${SignInPage} why=${why} lastEmail=${user.email} /></div>`}`;
 }
 
 const before = goOn();
 const page = document.getElementById("page");
-for (let about; !about;) { // the clinic's clock is needed before anything is shown
-  about = await get("/").catch((problem) => { page.textContent = problem.message; });
-  if (about) {
-    setClock(about);
-    page.textContent = "";
-    render(html`<${Page} before=${before} />`, page);
-  } else await new Promise((then) => setTimeout(then, 2000));
+async function start() { // the clinic's clock is needed before anything is shown
+  setClock(await get("/"));
+  page.textContent = "";
+  render(html`<${Page} before=${before} />`, page);
 }
+const wait = (problem) => { page.textContent = problem.message; setTimeout(() => start().catch(wait), 2000); };
+start().catch(wait);

@@ -10,11 +10,9 @@ export function NewPatientFields({ errors, typed = "" }) {
   const [first, ...rest] = /\d/.test(typed) ? [""] : typed.trim().split(/\s+/);
   return html`<div class="row">
       <${Field} label="First name" name="first_name" maxlength="100" required defaultValue=${first} errors=${errors} autofocus />
-      <${Field} label="Last name" name="last_name" maxlength="100" required defaultValue=${rest.join(" ")} errors=${errors} />
-    </div><div class="row">
+      <${Field} label="Last name" name="last_name" maxlength="100" required defaultValue=${rest.join(" ")} errors=${errors} /></div><div class="row">
       <${Field} label="Phone" name="phone_number" type="tel" required defaultValue=${/\d/.test(typed) ? typed : ""} errors=${errors} />
-      <${Field} label="Birth date" name="date_of_birth" type="date" max=${today()} errors=${errors} />
-    </div>`;
+      <${Field} label="Birth date" name="date_of_birth" type="date" max=${today()} errors=${errors} /></div>`;
 }
 
 function FreeTimes({ doctor, patient, day, minutes, onPick }) {
@@ -23,8 +21,7 @@ function FreeTimes({ doctor, patient, day, minutes, onPick }) {
   if (!free.data?.length) return null;
   return html`<div class="chips" role="group" aria-label="Free times">
     <span class="quiet">Free:</span>
-    ${free.data.map(({ start }) => html`<button type="button" key=${start} onClick=${() => onPick(start)}>${shortDay(start)} ${hour(start)}</button>`)}
-  </div>`;
+    ${free.data.map(({ start }) => html`<button type="button" key=${start} onClick=${() => onPick(start)}>${shortDay(start)} ${hour(start)}</button>`)}</div>`;
 }
 
 // `appointment` is changed; without one, one is booked, beginning with `patient`, `doctor` (an id) and `at` where known.
@@ -65,26 +62,22 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
   const refusal = form.error?.code;
   const past = `${when.day}T${when.time || "23:59"}` < now();
   return html`<${Dialog} title=${appointment ? "Appointment" : "Book an appointment"} onClose=${onClose}>
-    <form onSubmit=${form.submit}>
-      ${patient && html`<p class="picked"><span><${PatientLine} patient=${patient} /></span>
+    <form onSubmit=${form.submit}>${patient && html`<p class="picked"><span><${PatientLine} patient=${patient} /></span>
         ${appointment ? html`<a href=${`#/patients/${patient.id}`} onClick=${onClose}>Open</a>`
         : !whose && html`<button type="button" onClick=${() => { setPatient(null); made.current = null; }}>Another</button>`}</p>`}
       ${!patient && newcomer === null && html`<${PatientPicker} onPick=${setPatient} onNew=${setNewcomer} />`}
       ${!patient && newcomer !== null && html`<${NewPatientFields} errors=${form.errors} typed=${newcomer} />
-        <button type="button" class="link" onClick=${() => setNewcomer(null)}>Search instead</button>`}
-      <fieldset disabled=${locked}>
+        <button type="button" class="link" onClick=${() => setNewcomer(null)}>Search instead</button>`}<fieldset disabled=${locked}>
         ${people.length || !appointment ? html`<${Choice} label="Doctor" name="user_id" required value=${doctor} errors=${form.errors}
           onChange=${(event) => setDoctor(Number(event.target.value))}
           options=${[...(doctor ? [] : [["", "Choose…"]]), ...people.map((one) => [one.id, name(one)])]} />` : null}
-        <div class="row">
-          <${Field} label="Day" name="day" type="date" required value=${when.day} errors=${form.errors}
+        <div class="row"><${Field} label="Day" name="day" type="date" required value=${when.day} errors=${form.errors}
             onInput=${(event) => setWhen({ ...when, day: event.target.value })} />
           <${Field} label="Time" name="appointment_datetime" type="time" required value=${when.time} errors=${form.errors}
             onInput=${(event) => setWhen({ ...when, time: event.target.value })} />
           <${Choice} label="Minutes" name="duration_minutes" value=${minutes} errors=${form.errors}
             onChange=${(event) => setMinutes(event.target.value)}
-            options=${[...new Set([...DURATIONS, Number(minutes)])].sort((a, b) => a - b).map((one) => [one, one])} />
-        </div>
+            options=${[...new Set([...DURATIONS, Number(minutes)])].sort((a, b) => a - b).map((one) => [one, one])} /></div>
         ${!locked && doctor && html`<${FreeTimes} doctor=${doctor} patient=${patient?.id} day=${when.day} minutes=${minutes}
           onPick=${(start) => setWhen({ day: dayOf(start), time: hour(start) })} />`}
         <${Field} label="Reason" name="reason" as="textarea" rows="2" maxlength="2000" defaultValue=${appointment?.reason ?? ""} errors=${form.errors} />
@@ -92,12 +85,9 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
         ${appointment && html`<${Choice} label="State" name="status" options=${STATES.map((one) => [one, Word(word(one))])}
           value=${appointment.status} errors=${form.errors} />`}
         ${refusal === "off_hours" && html`<${Tick} name="off_hours" label="Book it outside of the doctor’s hours all the same" />`}
-        ${refusal === "slot_taken" && is("admin") && html`<${Tick} name="overbooked" label="Overbook: both at the same time" />`}
-      </fieldset>
-      <${Wrong} error=${form.error} />
-      ${past && !appointment && when.time && html`<p class="quiet">This time has passed.</p>`}
+        ${refusal === "slot_taken" && is("admin") && html`<${Tick} name="overbooked" label="Overbook: both at the same time" />`}</fieldset>
+      <${Wrong} error=${form.error} />${past && !appointment && when.time && html`<p class="quiet">This time has passed.</p>`}
       ${locked ? html`<p class="quiet">Only ${appointment.doctor_name} and the desk can change it.</p>`
       : html`<p class="actions"><${Send} of=${form} disabled=${form.busy || (!patient && newcomer === null)}>${appointment ? "Save" : "Book"}<//></p>`}
-    </form>
-  <//>`;
+    </form><//>`;
 }

@@ -1,9 +1,9 @@
 // A week of one doctor, or a day of several side by side. A click on a free time books; what is dragged moves.
-import { call, doctors, get, is, mayChange, me, patch } from "./api.js";
-import { WEEK, clock, dayOf, ends, hour, minutesBetween, minutesOf, monday, niceDay, now, plus, plusDays, shortDay, time, today, weekday } from "./clock.js";
+import { doctors, get, is, mayChange, me, patch } from "./api.js";
+import { WEEK, clock, dayOf, ends, hour, minutesBetween, minutesOf, monday, niceDay, now, plusDays, shortDay, time, today, weekday } from "./clock.js";
 import { Booking } from "./booking.js";
 import { gaps } from "./today.js";
-import { Choice, Loaded, Tick, Wrong, count, go, html, name, say, useLoad, useRef, useState, word } from "./parts.js";
+import { Choice, Loaded, Tick, Wrong, go, html, name, say, useEffect, useLoad, useRef, useState, word } from "./parts.js";
 
 const SCALE = 1.15; // pixels a minute
 const SNAP = 5; // minutes
@@ -90,8 +90,7 @@ function Column({ column, range, drag, onTime, onGrab }) {
         <span class="unseen">, ${shortDay(column.day)}, ${word(one.status)}</span></button>`)}
     ${drag?.moved && drag.column === column.key && html`<div class="event ghost" style=${place(drag.minutes - shift, drag.minutes + drag.one.duration_minutes - shift)}>
       <strong>${clock(drag.minutes)} ${drag.one.patient_name}</strong></div>`}
-    ${at !== false && visible([at, at + 1]) && html`<div class="nowline" style=${{ top: `${(at - shift) * SCALE}px` }}></div>`}
-  </div>`;
+    ${at !== false && visible([at, at + 1]) && html`<div class="nowline" style=${{ top: `${(at - shift) * SCALE}px` }}></div>`}</div>`;
 }
 
 export function Calendar({ parameters }) {
@@ -108,6 +107,11 @@ export function Calendar({ parameters }) {
   const people = useLoad(() => (asked || !whose ? doctors() : Promise.resolve([])), [asked || !whose]);
   const shown = useLoad(() => (whose ? week(Number(whose), monday(day)) : sideBySide(day)), [whose, whose ? monday(day) : day]);
   const columns = (shown.data ?? []).filter(({ key }) => !hidden.includes(key));
+  const title = whose === own ? name(me()) : columns.flatMap(({ appointments }) => appointments)[0]?.doctor_name ?? "This doctor";
+  useEffect(() => { // on a narrow screen the week begins with today
+    const lane = grid.current?.querySelector(".lane.today");
+    if (lane) grid.current.scrollLeft = lane.offsetLeft - lane.parentNode.offsetLeft - lane.parentNode.firstElementChild.offsetWidth;
+  }, [shown.data]);
   const to = (fields) => go(`/calendar?${new URLSearchParams({ of: whose, on: day, ...fields })}`);
   const by = whose ? 7 : 1;
 
@@ -167,25 +171,20 @@ export function Calendar({ parameters }) {
     <div class="head"><div><h1>Calendar</h1><p class="quiet">${whose ? `${shortDay(monday(day))} – ${shortDay(plusDays(monday(day), 6))} ${plusDays(monday(day), 6).slice(0, 4)}` : niceDay(day)}</p></div>
       <div class="tools">
         <${Choice} label="Doctor" class="slim" value=${whose} onFocus=${() => ask(true)} onPointerEnter=${() => ask(true)} onChange=${(event) => to({ of: event.target.value })}
-          options=${[["", "All, side by side"], ...names, ...(whose && !names.has(whose) ? [[whose, whose === own ? name(me()) : "This doctor"]] : [])]} />
+          options=${[["", "All, side by side"], ...names, ...(whose && !names.has(whose) ? [[whose, title]] : [])]} />
         <span class="group"><button onClick=${() => to({ on: plusDays(day, -by) })} aria-label="Earlier">‹</button>
-          <button onClick=${() => to({ on: today() })}>Today</button>
-          <button onClick=${() => to({ on: plusDays(day, by) })} aria-label="Later">›</button></span>
-        <button class="main" onClick=${() => setOpen({ doctor: Number(whose) || undefined })}>Book…</button>
-      </div></div>
+          <button onClick=${() => to({ on: today() })}>Today</button><button onClick=${() => to({ on: plusDays(day, by) })} aria-label="Later">›</button></span>
+        <button class="main" onClick=${() => setOpen({ doctor: Number(whose) || undefined })}>Book…</button></div></div>
     ${!whose && names.size > 1 && html`<div class="chips" role="group" aria-label="Doctors shown">${[...names].map(([id, one]) => html`<${Tick} key=${id} label=${one}
       checked=${!hidden.includes(Number(id))} onChange=${(event) => setHidden(event.target.checked ? hidden.filter((key) => key !== Number(id)) : [...hidden, Number(id)])} />`)}</div>`}
     ${refused && html`<div class="refused"><${Wrong} error=${refused.error} /><p>${refused.one.patient_name} stays at ${time(refused.one.appointment_datetime)}.
       <button onClick=${() => setOpen({ appointment: refused.one })}>Choose another time…</button> <button onClick=${() => setRefused(null)}>Close</button></p></div>`}
-    <${Loaded} of=${shown}>
-      <div class="calendar" ref=${grid} role="region" aria-label="Calendar" tabindex="0">
+    <${Loaded} of=${shown}><div class="calendar" ref=${grid} role="region" aria-label="Calendar" tabindex="0">
         <div class="axis"><div class="title"></div><div class="hours" style=${{ height: `${(range[1] - range[0]) * 60 * SCALE}px` }}>
           ${Array.from({ length: range[1] - range[0] }, (_, index) => html`<span key=${index} style=${{ top: `${index * 60 * SCALE}px` }}>${clock((range[0] + index) * 60)}</span>`)}</div></div>
         ${columns.map((column) => html`<div key=${column.key} class=${`lane ${column.day === today() && whose ? "today" : ""}`}><div class="title">${column.title}</div>
           <${Column} column=${column} range=${range} drag=${drag} onGrab=${grab}
-            onTime=${(at) => released.current || (is("doctor") && column.doctor !== me().id) || setOpen({ at, doctor: column.doctor })} /></div>`)}
-      </div>
+            onTime=${(at) => released.current || (is("doctor") && column.doctor !== me().id) || setOpen({ at, doctor: column.doctor })} /></div>`)}</div>
       <p class="quiet">Shaded: ${whose ? "outside of the doctor’s hours, or away." : "not free."} A click on a free time books it. Drag an appointment to move it, or open it and change its time.</p>
-    <//>
-    ${open && html`<${Booking} ...${open} onClose=${() => setOpen(null)} onDone=${() => { setOpen(null); setRefused(null); shown.reload(); }} />`}`;
+    <//>${open && html`<${Booking} ...${open} onClose=${() => setOpen(null)} onDone=${() => { setOpen(null); setRefused(null); shown.reload(); }} />`}`;
 }

@@ -1,6 +1,6 @@
 // What the views share: loading, forms, dialogs, the search for a patient, words.
 import { html, useEffect, useMemo, useRef, useState } from "../preact/standalone.module.js";
-import { AWAY, Problem, get, on } from "./api.js";
+import { AWAY, Problem, call, get, on, tell } from "./api.js";
 import { date } from "./clock.js";
 
 export { html, useEffect, useMemo, useRef, useState };
@@ -11,7 +11,7 @@ export const Word = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const State = ({ of }) => html`<span class=${`state ${of}`}>${Word(word(of))}</span>`;
 export const name = (person) => `${person.first_name} ${person.last_name}`;
 export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-export const say = (text) => dispatchEvent(new CustomEvent("say", { detail: text })); // a short note at the foot
+export const say = (text) => tell("say", text); // a short note at the foot
 export const go = (hash) => { location.hash = hash; };
 
 // Loads when `deps` change, after a lost connection, and by reload(). What was loaded stays until the new answer is there.
@@ -31,6 +31,18 @@ export function useLoad(load, deps) {
   useEffect(() => on("back", () => latest.current()), []);
   return { ...state, reload, set: (data) => set({ data }) };
 }
+
+// The rows of a collection whose first page `load` gets, and `more`, which gets the next page after them.
+export function usePages(load, deps) {
+  const first = useLoad(load, deps);
+  const more = useSubmit(async () => {
+    const { body, next } = await call("GET", first.data.next);
+    first.set({ ...first.data, body: [...first.data.body, ...body], next });
+  });
+  return { ...first, rows: first.data?.body ?? [], next: first.data?.next, more };
+}
+export const More = ({ of, children }) => html`<${Wrong} error=${of.more.error} />
+  ${of.next && html`<p class="actions"><button disabled=${of.more.busy} onClick=${of.more.submit}>${children}</button></p>`}`;
 
 // Runs `work(fields, form)` at a submit. `error` is the server's sentence, `errors` has those of the fields.
 export function useSubmit(work) {
@@ -71,9 +83,7 @@ export function Field({ label, name, errors = {}, as = "input", hint, children, 
   return html`<div class=${`field ${kind}`}>
     <label for=${id}>${label}</label>
     <${as} ref=${input} id=${id} name=${name} aria-invalid=${wrong ? "true" : undefined} aria-describedby=${told} ...${rest}>${children}<//>
-    ${hint && html`<small id=${`${id}h`}>${hint}</small>`}
-    ${wrong && html`<small id=${`${id}w`} class="fault">${wrong}</small>`}
-  </div>`;
+    ${hint && html`<small id=${`${id}h`}>${hint}</small>`}${wrong && html`<small id=${`${id}w`} class="fault">${wrong}</small>`}</div>`;
 }
 export const Choice = ({ options, value, ...rest }) => html`<${Field} as="select" ...${rest}>
   ${options.map((one) => {
@@ -94,9 +104,7 @@ export function Dialog({ title, onClose, wide, children }) {
   const id = useMemo(() => `d${++ids}`, []);
   return html`<dialog ref=${dialog} class=${wide ? "wide" : ""} aria-labelledby=${id}
       onCancel=${(event) => { event.preventDefault(); onClose(); }}>
-    <header><h2 id=${id}>${title}</h2><button type="button" class="plain" aria-label="Close" onClick=${onClose}>✕</button></header>
-    ${children}
-  </dialog>`;
+    <header><h2 id=${id}>${title}</h2><button type="button" class="plain" aria-label="Close" onClick=${onClose}>✕</button></header>${children}</dialog>`;
 }
 
 export const PatientLine = ({ patient }) => html`<strong>${name(patient)}</strong>
@@ -121,12 +129,10 @@ export function PatientPicker({ onPick, onNew }) {
       autofocus value=${typed} onInput=${(event) => { setTyped(event.target.value); setAt(0); }} onKeyDown=${keys} />
     <ul id="found" role="listbox" aria-label="Patients found">
       ${patients.map((patient, index) => html`<li key=${patient.id} id=${`found${index}`} role="option" aria-selected=${index === at}
-        onClick=${() => onPick(patient)}><${PatientLine} patient=${patient} /></li>`)}
-    </ul>
+        onClick=${() => onPick(patient)}><${PatientLine} patient=${patient} /></li>`)}</ul>
     <${Wrong} error=${found.error} />
     ${text && found.data && !found.loading && !patients.length && html`<p class="quiet" role="status">Nobody is found by “${text}”.</p>`}
-    ${onNew && html`<button type="button" onClick=${() => onNew(typed)}>New patient…</button>`}
-  </div>`;
+    ${onNew && html`<button type="button" onClick=${() => onNew(typed)}>New patient…</button>`}</div>`;
 }
 
 export function useSettled(value, wait = 180) { // milliseconds without a change

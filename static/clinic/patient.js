@@ -3,8 +3,8 @@ import { call, get, is, patch, post } from "./api.js";
 import { age, date, dayOf, hour, time, today } from "./clock.js";
 import { Booking } from "./booking.js";
 import { SEXES, STATES } from "./patients.js";
-import { Choice, Dialog, Empty, Field, Loaded, Send, State, Tick, Word, Wrong, count, go, html, name, say, useEffect, useLoad,
-  useRef, useState, useSubmit, word } from "./parts.js";
+import { Choice, Dialog, Empty, Field, Loaded, More, Send, State, Word, Wrong, count, go, html, name, say, useEffect, useLoad,
+  usePages, useState, useSubmit, word } from "./parts.js";
 
 const LABELS = {
   first_name: "First name", last_name: "Last name", phone_number: "Phone", date_of_birth: "Birth date", sex: "Sex", status: "State",
@@ -24,10 +24,7 @@ function Both({ typed, theirs, form }) {
       ${differing.map((field) => html`<tr key=${field}><th scope="row">${LABELS[field]}</th>
         ${[["mine", typed[field]], ["theirs", asTyped(theirs, field)]].map(([whose, value]) => html`<td key=${whose}><label class="tick">
           <input type="radio" name=${field} value=${whose} defaultChecked=${whose === "mine"} /> <span>${asShown(field, value)}</span></label></td>`)}
-      </tr>`)}</tbody></table>
-    ${!differing.length && html`<p>Both say the same.</p>`}
-    <p class="actions"><${Send} of=${form}>Save what is chosen<//></p>
-  </form>`;
+      </tr>`)}</tbody></table>${!differing.length && html`<p>Both say the same.</p>`}<p class="actions"><${Send} of=${form}>Save what is chosen<//></p></form>`;
 }
 
 function Edit({ patient, onDone, onClose }) {
@@ -56,10 +53,7 @@ function Edit({ patient, onDone, onClose }) {
         <${Choice} label="State" name="status" options=${STATES} value=${patient.status} errors=${save.errors} /></div>
       <div class="row">${TIMES.map((one) => field(one, { type: "datetime-local" }))}</div>
       ${fields.includes("diagnosis") && html`${field("diagnosis", { as: "textarea", rows: 2 })}${field("doctor_summary", { as: "textarea", rows: 5 })}`}
-      <${Wrong} error=${save.error} />
-      <p class="actions"><${Send} of=${save}>Save<//></p>
-    </form>`}
-  <//>`;
+      <${Wrong} error=${save.error} /><p class="actions"><${Send} of=${save}>Save<//></p></form>`}<//>`;
 }
 
 export function Lightbox({ images, at, onClose }) {
@@ -84,16 +78,13 @@ function Entry({ entry, onPicture, onBooking }) {
   const { kind, at } = entry;
   const to_come = dayOf(at) > today();
   return html`<li class=${`entry ${kind} ${to_come ? "coming" : ""}`}>
-    <span class="when">${date(dayOf(at))}<small>${hour(at)}</small></span>
-    <span class="what">
+    <span class="when">${date(dayOf(at))}<small>${hour(at)}</small></span><span class="what">
       <span><strong>${kind === "report" ? "Report" : to_come ? "Appointment to come" : "Appointment"}</strong> <small>${entry.doctor_name}</small></span>
       ${kind === "report" ? html`<p class="prose">${entry.diagnosis || "Without a diagnosis"}</p>
         ${entry.images.length > 0 && html`<${Thumbnails} images=${entry.images} onOpen=${(index) => onPicture(entry.images, index)} />`}`
-      : html`<small>${entry.reason || "No reason given"}</small>`}
-    </span>
+      : html`<small>${entry.reason || "No reason given"}</small>`}</span>
     ${kind === "report" ? html`<span class="do"><a class="button" href=${`#/reports/${entry.id}`}>Open</a></span>`
-      : html`<${State} of=${entry.status} /><span class="do"><button onClick=${() => onBooking(entry)}>Details</button></span>`}
-  </li>`;
+      : html`<${State} of=${entry.status} /><span class="do"><button onClick=${() => onBooking(entry)}>Details</button></span>`}</li>`;
 }
 
 function Duplicates({ patient, found, onMerged }) {
@@ -109,25 +100,16 @@ function Duplicates({ patient, found, onMerged }) {
       ${is("admin") && html` <button onClick=${() => { merge.forget(); setInto(other); }}>Merge…</button>`}</li>`)}</ul>
     ${into && html`<${Dialog} title="Merge two patients" onClose=${() => setInto(null)}>
       <p>The appointments and reports of <strong>${name(patient)}</strong> (${patient.mrn}) move to <strong>${name(into)}</strong> (${into.mrn}).
-        ${name(patient)} is archived, and can be restored.</p>
-      <${Wrong} error=${merge.error} />
-      <p class="actions"><${Send} of=${merge} onClick=${merge.submit}>Merge into ${name(into)}<//></p>
-    <//>`}
-  </section>`;
+        ${name(patient)} is archived, and can be restored.</p><${Wrong} error=${merge.error} />
+      <p class="actions"><${Send} of=${merge} onClick=${merge.submit}>Merge into ${name(into)}<//></p><//>`}</section>`;
 }
 
 export function PatientPage({ id }) {
   const [open, setOpen] = useState({});
-  const [more, setMore] = useState({ rows: [] });
   const patient = useLoad(() => get(`/patient/${id}`), [id]);
-  const course = useLoad(() => { setMore({ rows: [] }); return call("GET", `/patient/${id}/timeline?limit=30`); }, [id]);
+  const course = usePages(() => call("GET", `/patient/${id}/timeline?limit=30`), [id]);
   const same = useLoad(() => get(`/patient/${id}/duplicates`), [id]);
-  const entries = [...(course.data?.body ?? []), ...more.rows];
-  const next = more.rows.length ? more.next : course.data?.next;
-  const rest = useSubmit(async () => {
-    const { body, next: after } = await call("GET", next);
-    setMore({ rows: [...more.rows, ...body], next: after });
-  });
+  const entries = course.rows;
   const archive = useSubmit(async () => {
     await call("DELETE", `/patient/${id}`, { etag: `"${patient.data.version}"` });
     say(`${name(patient.data)} is archived.`);
@@ -141,34 +123,23 @@ export function PatientPage({ id }) {
   const fact = (label, value) => html`<div><dt>${label}</dt><dd>${value || "–"}</dd></div>`;
   return html`<${Loaded} of=${patient}>${one && html`
     <div class="head"><div><h1>${name(one)} <${State} of=${one.status} /></h1>
-        <p class="quiet">MRN ${one.mrn}${one.date_of_birth && ` · ${age(one.date_of_birth)}, born ${date(one.date_of_birth)}`}</p></div>
-      <div class="tools">
+        <p class="quiet">MRN ${one.mrn}${one.date_of_birth && ` · ${age(one.date_of_birth)}, born ${date(one.date_of_birth)}`}</p></div><div class="tools">
         <button class="main" onClick=${() => setOpen({ booking: { patient: one } })} disabled=${one.status === "deceased"}>Book…</button>
         ${is("doctor", "admin") && html`<a class="button" href=${`#/patients/${id}/report`}>New report</a>`}
         <button onClick=${() => setOpen({ edit: true })}>Edit</button>
-        ${is("admin") && html`<button onClick=${() => setOpen({ archive: true })}>Archive…</button>`}
-      </div></div>
-    ${same.data?.length > 0 && html`<${Duplicates} patient=${one} found=${same.data} />`}
-    <div class="columns">
-      <section class="card facts"><h2>Details</h2><dl>
-        ${fact("Phone", one.phone_number)}${fact("Sex", one.sex && Word(one.sex))}
+        ${is("admin") && html`<button onClick=${() => setOpen({ archive: true })}>Archive…</button>`}</div></div>
+    ${same.data?.length > 0 && html`<${Duplicates} patient=${one} found=${same.data} />`}<div class="columns">
+      <section class="card facts"><h2>Details</h2><dl>${fact("Phone", one.phone_number)}${fact("Sex", one.sex && Word(one.sex))}
         ${fact("Admitted", one.admitted_at && time(one.admitted_at))}${fact("Discharged", one.discharged_at && time(one.discharged_at))}
         ${is("doctor", "admin") && html`${fact("Diagnosis", one.diagnosis)}${fact("Summary", html`<span class="prose">${one.doctor_summary || "–"}</span>`)}`}
-        ${one.merged?.length > 0 && fact("Formerly also", one.merged.map((other) => other.mrn).join(", "))}
-      </dl></section>
-      <section><h2>Course</h2>
-        <${Loaded} of=${course}>${entries.length ? html`<ol class="list course">${entries.map((entry) => html`
+        ${one.merged?.length > 0 && fact("Formerly also", one.merged.map((other) => other.mrn).join(", "))}</dl></section>
+      <section><h2>Course</h2><${Loaded} of=${course}>${entries.length ? html`<ol class="list course">${entries.map((entry) => html`
             <${Entry} key=${`${entry.kind}${entry.id}`} entry=${entry} onPicture=${(images, at) => setOpen({ images, at })}
               onBooking=${(appointment) => setOpen({ booking: { appointment } })} />`)}</ol>`
           : html`<${Empty} title="Nothing yet">Appointments${is("doctor", "admin") && " and reports"} will be listed here.<//>`}<//>
-        ${next && html`<p class="actions"><button disabled=${rest.busy} onClick=${rest.submit}>Show earlier ones</button></p>`}
-        <${Wrong} error=${rest.error} />
-      </section>
-    </div>
-    ${open.edit && html`<${Edit} patient=${one} onClose=${close} onDone=${done} />`}
+        <${More} of=${course}>Show earlier ones<//></section></div>${open.edit && html`<${Edit} patient=${one} onClose=${close} onDone=${done} />`}
     ${open.booking && html`<${Booking} ...${open.booking} onClose=${close} onDone=${done} />`}
-    ${open.images && html`<${Lightbox} ...${open} onClose=${close} />`}
-    ${open.archive && html`<${Dialog} title="Archive the patient" onClose=${close}>
+    ${open.images && html`<${Lightbox} ...${open} onClose=${close} />`}${open.archive && html`<${Dialog} title="Archive the patient" onClose=${close}>
       <p>${name(one)} is no longer found, with their appointments and reports. An administrator can restore them.</p><${Wrong} error=${archive.error} />
       <p class="actions"><${Send} of=${archive} onClick=${archive.submit}>Archive<//></p><//>`}
   `}<//>`;

@@ -1,9 +1,9 @@
 // The patients, found as one types, and the form of a new one.
-import { call, get, on, post, query } from "./api.js";
-import { age, date, dayOf } from "./clock.js";
+import { call, post, query } from "./api.js";
+import { age, date } from "./clock.js";
 import { NewPatientFields } from "./booking.js";
-import { Choice, Dialog, Empty, Field, Loaded, Send, State, Word, Wrong, count, go, html, name, say, useEffect, useLoad,
-  useRef, useSettled, useState, useSubmit, word } from "./parts.js";
+import { Choice, Dialog, Empty, Field, Loaded, More, Send, State, Wrong, count, go, html, name, say, useEffect,
+  usePages, useSettled, useState, useSubmit } from "./parts.js";
 
 export const STATES = ["outpatient", "admitted", "ongoing", "critical", "healed", "discharged", "transferred", "deceased"];
 export const SEXES = [["", "Not said"], ["female", "Female"], ["male", "Male"], ["other", "Other"], ["unknown", "Unknown"]];
@@ -16,55 +16,33 @@ export function NewPatient({ typed, onClose }) {
     go(`/patients/${body.id}`);
   });
   return html`<${Dialog} title="New patient" onClose=${onClose}><form onSubmit=${form.submit}>
-    <${NewPatientFields} errors=${form.errors} typed=${typed} />
-    <div class="row"><${Choice} label="Sex" name="sex" options=${SEXES} errors=${form.errors} />
+    <${NewPatientFields} errors=${form.errors} typed=${typed} /><div class="row"><${Choice} label="Sex" name="sex" options=${SEXES} errors=${form.errors} />
       <${Choice} label="State" name="status" options=${STATES} value="outpatient" errors=${form.errors} /></div>
-    <${Wrong} error=${form.error} />
-    <p class="actions"><${Send} of=${form}>Register<//></p>
-  </form><//>`;
+    <${Wrong} error=${form.error} /><p class="actions"><${Send} of=${form}>Register<//></p></form><//>`;
 }
 
 export function Patients({ parameters }) {
   const [typed, setTyped] = useState(parameters.q ?? "");
   const [status, setStatus] = useState(parameters.status ?? "");
   const [adding, setAdding] = useState(false);
-  const [more, setMore] = useState({ rows: [] });
   const q = useSettled(typed.trim());
   const search = query({ q, status });
-  const list = useLoad(() => {
-    setMore({ rows: [] });
-    return call("GET", `/patients${query({ q, status, limit: PAGE, total: true, sort: q ? "" : "last_name" })}`);
-  }, [search]);
+  const list = usePages(() => call("GET", `/patients${query({ q, status, limit: PAGE, total: true, sort: q ? "" : "last_name" })}`), [search]);
   useEffect(() => history.replaceState(null, "", `#/patients${search}`), [search]); // so that Back finds it again
-  const page = list.data;
-  const rows = [...(page?.body ?? []), ...more.rows];
-  const next = more.rows.length ? more.next : page?.next;
-  const rest = useSubmit(async () => {
-    const { body, next: after } = await call("GET", next);
-    setMore({ rows: [...more.rows, ...body], next: after });
-  });
+  const { data: page, rows } = list;
   return html`
     <div class="head"><div><h1>Patients</h1><p class="quiet" role="status">${page ? `${count(page.total, "patient")}${q && ` found by “${q}”`}` : " "}</p></div>
-      <div class="tools"><button class="main" onClick=${() => setAdding(true)}>New patient…</button></div></div>
-    <div class="row search">
+      <div class="tools"><button class="main" onClick=${() => setAdding(true)}>New patient…</button></div></div><div class="row search">
       <${Field} label="Search" type="search" class="wide" placeholder="Name, phone, MRN or birth date" value=${typed} maxlength="100" autofocus
         onInput=${(event) => setTyped(event.target.value)}
         onKeyDown=${(event) => event.key === "Enter" && rows[0] && q === typed.trim() && go(`/patients/${rows[0].id}`)} />
       <${Choice} label="State" value=${status} options=${[["", "Any"], ...STATES]} onChange=${(event) => setStatus(event.target.value)} />
-    </div>
-    <${Loaded} of=${list}>
+    </div><${Loaded} of=${list}>
       ${rows.length ? html`<table class="rows"><thead><tr><th>Name</th><th>MRN</th><th>Birth date</th><th>Phone</th><th>State</th></tr></thead>
-        <tbody>${rows.map((one) => html`<tr key=${one.id}>
-          <td><a href=${`#/patients/${one.id}`}><strong>${one.last_name}</strong>, ${one.first_name}</a></td>
-          <td class="number">${one.mrn}</td>
-          <td>${one.date_of_birth ? html`${date(one.date_of_birth)} <small>${age(one.date_of_birth)}</small>` : "–"}</td>
-          <td class="number">${one.phone_number}</td>
-          <td><${State} of=${one.status} /></td>
-        </tr>`)}</tbody></table>`
+        <tbody>${rows.map((one) => html`<tr key=${one.id}><td><a href=${`#/patients/${one.id}`}><strong>${one.last_name}</strong>, ${one.first_name}</a></td>
+          <td class="number">${one.mrn}</td><td>${one.date_of_birth ? html`${date(one.date_of_birth)} <small>${age(one.date_of_birth)}</small>` : "–"}</td>
+          <td class="number">${one.phone_number}</td><td><${State} of=${one.status} /></td></tr>`)}</tbody></table>`
       : html`<${Empty} title=${q || status ? "Nobody is found" : "No patients yet"}>
           ${q || status ? "A part of the name, of the phone number or of the MRN is enough." : "Register the first one with “New patient”."}<//>`}
-      ${next && html`<p class="actions"><button disabled=${rest.busy} onClick=${rest.submit}>Show more</button></p>`}
-      <${Wrong} error=${rest.error} />
-    <//>
-    ${adding && html`<${NewPatient} typed=${typed} onClose=${() => setAdding(false)} />`}`;
+      <${More} of=${list}>Show more<//><//>${adding && html`<${NewPatient} typed=${typed} onClose=${() => setAdding(false)} />`}`;
 }

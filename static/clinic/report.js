@@ -2,7 +2,7 @@
 import { call, get, mayChange, post } from "./api.js";
 import { time } from "./clock.js";
 import { Lightbox, Thumbnails } from "./patient.js";
-import { Field, Loaded, PatientLine, Send, Wrong, count, go, html, name, say, useEffect, useLoad, useRef, useState, useSubmit } from "./parts.js";
+import { Field, Loaded, Send, Wrong, count, go, html, name, say, useEffect, useLoad, useRef, useState, useSubmit } from "./parts.js";
 
 const MOST = 50, LARGEST = 20 << 20; // files, bytes: as the server takes them
 let serial = 0;
@@ -25,8 +25,7 @@ function Chosen({ picture, share, fault, onAway }) {
     <span class="filename">${picture.file.name}<small>${size(picture.file.size)}</small></span>
     ${share !== undefined && html`<progress max="1" value=${share} aria-label=${`Sent of ${picture.file.name}`}></progress>`}
     ${fault && html`<small class="fault" role="alert">${fault}</small>`}
-    <button type="button" class="plain" aria-label=${`Remove ${picture.file.name}`} onClick=${onAway}>✕</button>
-  </li>`;
+    <button type="button" class="plain" aria-label=${`Remove ${picture.file.name}`} onClick=${onAway}>✕</button></li>`;
 }
 
 export function ReportPage({ patientId, reportId }) {
@@ -90,11 +89,9 @@ export function ReportPage({ patientId, reportId }) {
     <div class="head"><div><h1>${reportId ? "Report" : "New report"}</h1>
       <p class="quiet"><a href=${`#/patients/${report.patient.id}`}>${name(report.patient)}</a> · MRN ${report.patient.mrn}${reportId && ` · ${report.doctor_name}, ${time(report.created_at)}`}</p></div>
       ${reportId && mine && html`<div class="tools"><button disabled=${archive.busy} onClick=${archive.submit}>Archive</button></div>`}</div>
-    <${Wrong} error=${archive.error} />
-    ${report.images.length > 0 && html`<${Thumbnails} images=${report.images} onOpen=${(at) => setLarge(at)}>
+    <${Wrong} error=${archive.error} />${report.images.length > 0 && html`<${Thumbnails} images=${report.images} onOpen=${(at) => setLarge(at)}>
       ${(image) => mine && html`<button class="plain remove" aria-label="Take this picture away" disabled=${removeImage.busy} onClick=${() => removeImage.submit(image)}>✕</button>`}<//>
-      <${Wrong} error=${removeImage.error} />`}
-    ${mine ? html`<form class="report" onSubmit=${form.submit}>
+      <${Wrong} error=${removeImage.error} />`}${mine ? html`<form class="report" onSubmit=${form.submit}>
       <${Field} label="Diagnosis" name="diagnosis" as="textarea" rows="6" maxlength="20000" defaultValue=${report.diagnosis ?? ""} errors=${form.errors} autofocus />
       <div class=${`drop ${over ? "over" : ""}`} onDragOver=${(event) => { event.preventDefault(); setOver(true); }} onDragLeave=${() => setOver(false)}
           onDrop=${(event) => { event.preventDefault(); setOver(false); add(event.dataTransfer.files); }}>
@@ -102,10 +99,8 @@ export function ReportPage({ patientId, reportId }) {
         <p class="quiet">${MOST} at most, 20 MB each: JPEG, PNG, WebP, GIF, TIFF, BMP.</p>
         <input type="file" ref=${input} hidden multiple accept="image/*" aria-label="Pictures" onChange=${(event) => { add(event.target.files); event.target.value = ""; }} />
         <ul class="chosen">${pictures.map((picture, index) => html`<${Chosen} key=${picture.id} picture=${picture} share=${sent[index]}
-          fault=${faults[picture.id]} onAway=${() => remove(picture)} />`)}</ul>
-      </div>
-      ${pictures.length > MOST && html`<p class="wrong">${pictures.length} pictures: ${MOST} fit into one report.</p>`}
-      <${Wrong} error=${form.error} />
+          fault=${faults[picture.id]} onAway=${() => remove(picture)} />`)}</ul></div>
+      ${pictures.length > MOST && html`<p class="wrong">${pictures.length} pictures: ${MOST} fit into one report.</p>`}<${Wrong} error=${form.error} />
       <p class="actions">${Object.keys(faults).length > 0 && html`<button type="button" onClick=${dropFaulty}>Remove what cannot be taken</button>`}
         <span class="quiet">${pictures.length > 0 && `${count(pictures.length, "picture")}, ${size(pictures.reduce((sum, { file }) => sum + file.size, 0))}`}</span>
         <${Send} of=${form} disabled=${form.busy || pictures.length > MOST}>${reportId ? "Save" : "File the report"}<//></p>

@@ -1,8 +1,8 @@
 // The staff: who waits for approval, roles, working hours, absences with their repair; one's own logins and password.
 import { call, changePassword, forgetDoctors, get, is, me, patch, post, signOut } from "./api.js";
-import { WEEK, hour, niceDay, now, plusDays, shortDay, time, today } from "./clock.js";
+import { WEEK, hour, now, plusDays, shortDay, time, today } from "./clock.js";
 import { NewAccount } from "./signin.js";
-import { Choice, Dialog, Empty, Field, Loaded, Send, Tick, Word, Wrong, count, html, name, say, useLoad, useState, useSubmit, word } from "./parts.js";
+import { Choice, Dialog, Field, Loaded, Send, Tick, Word, Wrong, count, html, name, say, useLoad, useState, useSubmit, word } from "./parts.js";
 
 const ROLES = ["doctor", "receptionist", "admin"];
 const DAYS = { mon: "Monday", tue: "Tuesday", wed: "Wednesday", thu: "Thursday", fri: "Friday", sat: "Saturday", sun: "Sunday" };
@@ -27,8 +27,7 @@ export function Staff() {
         <td><a href=${`#/staff/${one.id}`}><strong>${one.last_name}</strong>, ${one.first_name}</a></td><td>${Word(word(one.role))}</td><td>${one.email}</td>
         <td><${Active} of=${one} /></td>
         ${is("admin") && html`<td>${!one.is_active && html`<button class="main" disabled=${approve.busy} onClick=${() => approve.submit(one)} aria-label=${`Approve ${name(one)}`}>Approve</button>`}</td>`}
-      </tr>`)}</tbody></table><//>
-    ${adding && html`<${Dialog} title="New member of the staff" onClose=${() => setAdding(false)}>
+      </tr>`)}</tbody></table><//>${adding && html`<${Dialog} title="New member of the staff" onClose=${() => setAdding(false)}>
       <${NewAccount} roles=${ROLES} submit="Make the account" onDone=${(user) => { setAdding(false); forgetDoctors(); say(`${name(user)} has an account.`); list.reload(); }} /><//>`}`;
 }
 
@@ -47,9 +46,7 @@ function Rights({ user, onDone }) {
     ${is("admin") && html`<div class="row"><${Choice} label="Role" name="role" options=${ROLES} value=${user.role} errors=${form.errors} />
       <${Choice} label="State" name="is_active" options=${[["true", "Active"], ["false", "Not active"]]} value=${user.is_active} errors=${form.errors} /></div>`}
     ${form.error?.code === "has_appointments" && html`<${Tick} name="keep_appointments" label="Deactivate all the same; the appointments stay" />`}
-    <${Wrong} error=${form.error} />
-    <p class="actions"><${Send} of=${form}>Save<//></p>
-  </form>`;
+    <${Wrong} error=${form.error} /><p class="actions"><${Send} of=${form}>Save<//></p></form>`;
 }
 
 function Hours({ user, may, loaded }) {
@@ -72,12 +69,9 @@ function Hours({ user, may, loaded }) {
           <button class="plain" aria-label=${`Remove ${DAYS[day]} ${one.from} to ${one.to}`} onClick=${() => setSpans(shown.filter((_, each) => each !== index))}>✕</button>`
         : `${one.from}–${one.to}`}</span>`)}
       ${may && html`<button class="plain" aria-label=${`Add hours on ${DAYS[day]}`} onClick=${() => add(day)}>+</button>`}
-      ${!may && !shown.some((one) => one.weekday === day) && html`<span class="quiet">–</span>`}
-    </div></div>`)}</div>
-    <${Wrong} error=${save.error} />
+      ${!may && !shown.some((one) => one.weekday === day) && html`<span class="quiet">–</span>`}</div></div>`)}</div><${Wrong} error=${save.error} />
     ${may && html`<p class="actions">${spans && html`<button onClick=${() => { setSpans(null); save.forget(); }}>As before</button>`}
-      <${Send} of=${save} disabled=${!spans || save.busy} onClick=${save.submit}>Save the hours<//></p>`}
-  </section>`;
+      <${Send} of=${save} disabled=${!spans || save.busy} onClick=${save.submit}>Save the hours<//></p>`}</section>`;
 }
 
 const Brief = ({ of }) => html`${time(of.appointment_datetime)}, ${of.patient_name}`;
@@ -108,8 +102,7 @@ function NewAbsence({ user, onDone, onClose }) {
     <${Field} label="Reason" name="reason" maxlength="2000" hint="Shown to the person, the desk and administrators alone." errors=${form.errors} />
     <${Choice} label="Appointments go to" name="hand_over_to" errors=${form.errors}
       options=${[["", "Nobody"], ...(colleagues.data ?? []).filter(({ id }) => id !== user.id).map((one) => [one.id, name(one)])]} />
-    <${Tick} name="cancel_rest" label="Cancel the appointments that nobody can take" />
-    <${Wrong} error=${form.error} />
+    <${Tick} name="cancel_rest" label="Cancel the appointments that nobody can take" /><${Wrong} error=${form.error} />
     ${conflicts && html`<ul class="plainlist">${conflicts.map((one) => html`<li key=${one.id}><${Brief} of=${one} /></li>`)}
       ${form.error.body.total > conflicts.length && html`<li>and ${form.error.body.total - conflicts.length} more</li>`}</ul>`}
     ${plan && html`<section class="plan" role="status"><h3>What will be done</h3>
@@ -117,8 +110,7 @@ function NewAbsence({ user, onDone, onClose }) {
       ${plan.clashes.length > 0 && html`<p>The colleague cannot take:</p><ul class="plainlist">${plan.clashes.map(({ appointment, conflict, alternatives }) => html`
         <li key=${appointment.id}><${Brief} of=${appointment} /><small>${conflict ? `has ${conflict.patient_name}` : "is away"}
           ${alternatives.length > 0 && ` · free: ${alternatives.slice(0, 3).map(({ start }) => `${shortDay(start)} ${hour(start)}`).join(", ")}`}</small></li>`)}</ul>`}</section>`}
-    <p class="actions"><${Send} of=${form}>${plan ? "Do so" : repairs ? "Show what happens" : "Save the absence"}<//></p>
-  </form><//>`;
+    <p class="actions"><${Send} of=${form}>${plan ? "Do so" : repairs ? "Show what happens" : "Save the absence"}<//></p></form><//>`;
 }
 
 function Absences({ user, may, loaded, onNew }) {
@@ -128,9 +120,7 @@ function Absences({ user, may, loaded, onNew }) {
     ${coming.length ? html`<ul class="plainlist">${coming.map((one) => html`<li key=${one.id}>${time(one.starts_at)} – ${time(one.ends_at)} <small>${one.reason}</small>
       ${may && html` <button disabled=${end.busy} onClick=${() => end.submit(one)} aria-label=${`Take back the absence from ${time(one.starts_at)}`}>Take back</button>`}</li>`)}</ul>`
     : html`<p class="quiet">None to come.</p>`}
-    <${Wrong} error=${end.error} />
-    ${may && html`<p class="actions"><button onClick=${onNew}>New absence…</button></p>`}
-  </section>`;
+    <${Wrong} error=${end.error} />${may && html`<p class="actions"><button onClick=${onNew}>New absence…</button></p>`}</section>`;
 }
 
 export function StaffMember({ id }) {
@@ -143,12 +133,10 @@ export function StaffMember({ id }) {
   const may = is("admin", "receptionist") || own;
   return html`<${Loaded} of=${loaded}>${user && html`
     <div class="head"><div><h1>${name(user)}</h1><p class="quiet">${Word(word(user.role))} · ${user.email} <${Active} of=${user} /></p></div>
-      <div class="tools"><a class="button" href=${`#/calendar?of=${id}`}>Calendar</a></div></div>
-    <div class="columns even">
+      <div class="tools"><a class="button" href=${`#/calendar?of=${id}`}>Calendar</a></div></div><div class="columns even">
       ${user.role !== "receptionist" && html`<div><${Loaded} of=${hours}>${hours.data && html`<${Hours} user=${user} may=${may} loaded=${hours} />`}<//></div>
         <div><${Loaded} of=${absences}>${absences.data && html`<${Absences} user=${user} may=${may} loaded=${absences} onNew=${() => setAdding(true)} />`}<//></div>`}
-      ${(own || is("admin")) && html`<div><${Rights} key=${user.version} user=${user} onDone=${loaded.reload} /></div>`}
-    </div>
+      ${(own || is("admin")) && html`<div><${Rights} key=${user.version} user=${user} onDone=${loaded.reload} /></div>`}</div>
     ${adding && html`<${NewAbsence} user=${user} onClose=${() => setAdding(false)} onDone=${() => { setAdding(false); absences.reload(); }} />`}
   `}<//>`;
 }
@@ -169,8 +157,7 @@ export function Account() { // one's own
   const device = (text) => (/(Edg|OPR|Chrome|Firefox|Safari)[^/]*\/(\d+)/.exec(text)?.slice(1).join(" ") ?? text) + (/\((?:X11; )?([^;)]+)/.exec(text) ? ` on ${/\((?:X11; )?([^;)]+)/.exec(text)[1]}` : "");
   return html`
     <div class="head"><div><h1>${name(me())}</h1><p class="quiet">${Word(word(me().role))} · ${me().email}</p></div>
-      <div class="tools"><a class="button" href=${`#/staff/${me().id}`}>My hours and account</a></div></div>
-    <div class="columns even">
+      <div class="tools"><a class="button" href=${`#/staff/${me().id}`}>My hours and account</a></div></div><div class="columns even">
       <section class="card"><h2>My logins</h2><${Loaded} of=${logins}><ul class="plainlist">${(logins.data ?? []).map((one) => html`<li key=${one.id}>
           <span>${device(one.device)} ${one.current && html`<span class="state completed">This one</span>`}<small>${one.address} · last used ${time(one.last_used_at)}</small></span>
           ${!one.current && html`<button disabled=${end.busy} onClick=${() => end.submit(one)} aria-label=${`End the login of ${device(one.device)}, ${time(one.last_used_at)}`}>End</button>`}</li>`)}</ul><//>
@@ -178,6 +165,5 @@ export function Account() { // one's own
       <form class="card" onSubmit=${change.submit}><h2>My password</h2>
         <${Field} label="Present password" name="current_password" type="password" autocomplete="current-password" required errors=${change.errors} />
         <${Field} label="New password" name="new_password" type="password" autocomplete="new-password" minlength="10" required errors=${change.errors} />
-        <${Wrong} error=${change.error} /><p class="actions"><${Send} of=${change}>Change the password<//></p></form>
-    </div>`;
+        <${Wrong} error=${change.error} /><p class="actions"><${Send} of=${change}>Change the password<//></p></form></div>`;
 }
