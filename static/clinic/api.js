@@ -2,17 +2,14 @@
 // refresh token is good once, so two copies of it would end each other. Only scripts of this server run on the page.
 const KEPT = "hosi.login";
 const UNUSED = 12 * 3600e3; // milliseconds: a login that was not used for so long is forgotten
-const PUBLIC = ["/", "/signup", "/password/forgot", "/password/reset"];
+const PUBLIC = ["/", "/login", "/signup", "/password/forgot", "/password/reset"];
 const PASSWORDS = ["/login", "/me/password"]; // their 401 means a wrong password
 
 export const AWAY = "The server does not answer. What you typed is still here.";
 const ENDED = "Please sign in again.";
 
 export class Problem extends Error {
-  constructor(status, body) {
-    super(body.msg);
-    Object.assign(this, { status, code: body.code, errors: body.errors ?? {}, body });
-  }
+  constructor(status, body) { super(body.msg); Object.assign(this, { status, code: body.code, errors: body.errors ?? {}, body }); }
 }
 
 // "login" (the user, or why there is none), "away", "back": what views listen for. Returns how to stop listening.
@@ -28,7 +25,6 @@ let mine = null; // the user of this tab: another tab may sign in as somebody el
 export const me = () => mine ?? {};
 export const is = (...roles) => roles.includes(mine?.role);
 export const mayChange = (record) => is("admin") || record.user_id === mine?.id || (is("receptionist") && !record.images);
-
 const kept = () => JSON.parse(localStorage.getItem(KEPT));
 
 function keep({ user, access_token, refresh_token, expires_in }) {
@@ -38,10 +34,7 @@ function keep({ user, access_token, refresh_token, expires_in }) {
   if (!mine || mine.id === user.id) mine = user;
 }
 
-function end(why) {
-  localStorage.removeItem(KEPT);
-  tell("login", { why });
-}
+function end(why) { localStorage.removeItem(KEPT); tell("login", { why }); }
 
 addEventListener("storage", ({ key, newValue }) => {
   if (key !== KEPT || !mine) return;
@@ -62,16 +55,11 @@ function send(method, path, { json, form, etag, key, token, onprogress } = {}) {
     for (const [name, value] of Object.entries(headers)) if (value) request.setRequestHeader(name, value);
     if (onprogress) request.upload.onprogress = ({ loaded, total }) => onprogress(loaded, total);
     if (!form) request.timeout = 30_000;
-    const away = () => {
-      tell("away");
-      reject(new Problem(0, { msg: AWAY, code: "away" }));
-    };
+    const away = () => { tell("away"); reject(new Problem(0, { msg: AWAY, code: "away" })); };
     request.onerror = request.ontimeout = request.onabort = away;
     request.onload = () => {
       let body;
-      try {
-        body = JSON.parse(request.responseText);
-      } catch { // a proxy whose server is away says so in HTML
+      try { body = JSON.parse(request.responseText); } catch { // a proxy whose server is away says so in HTML
         return request.status >= 500 ? away() : reject(new Problem(request.status, { msg: "The answer cannot be read." }));
       }
       resolve({ status: request.status, body, header: (name) => request.getResponseHeader(name) });
@@ -133,15 +121,11 @@ export async function post(path, json, options = {}) {
 export const patch = (path, json, version) => call("PATCH", path, { json, etag: version && `"${version}"` });
 
 export async function signIn(email, password) {
-  const { status, body } = await send("POST", "/login", { json: { email, password } });
-  if (status !== 200) throw new Problem(status, body);
-  if (mine && mine.id !== body.user.id) { // what is on the screen is another's
-    keep(body);
-    location.reload();
-  }
+  const { body } = await call("POST", "/login", { json: { email, password } });
   keep(body);
+  if (mine.id !== body.user.id) return location.reload(); // what is on the screen is another's
   tell("login", { user: mine });
-  tell("back");
+  return tell("back");
 }
 
 export async function signOut(everywhere = false) {

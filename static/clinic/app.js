@@ -1,7 +1,7 @@
 // The page as a whole: which view is shown, the way to the others, notes, a lost connection, an ended login.
 import { get, goOn, is, me, on, signOut } from "./api.js";
 import { setClock } from "./clock.js";
-import { html, name, say, useEffect, useRef, useState, word } from "./parts.js";
+import { html, name, say, useEffect, useEvent, useRef, useState, word } from "./parts.js";
 import { SignInPage } from "./signin.js";
 import { Today } from "./today.js";
 import { Calendar } from "./calendar.js";
@@ -53,11 +53,7 @@ function Page({ before }) {
   const [why, setWhy] = useState(before);
   const main = useRef();
   useEffect(() => on("login", (login) => { setUser(login.user ?? (me().id ? me() : null)); setWhy(login.why ?? ""); }), []);
-  useEffect(() => {
-    const moved = () => { setHere(place()); scrollTo(0, 0); };
-    addEventListener("hashchange", moved);
-    return () => removeEventListener("hashchange", moved);
-  }, []);
+  useEvent("hashchange", () => { setHere(place()); scrollTo(0, 0); }, []);
   useEffect(() => { if (document.activeElement === document.body) main.current?.focus(); }, [here.path]);
   const leave = async () => {
     try {

@@ -15,10 +15,7 @@ const within = (day, from, to) => [Math.max(0, minutesBetween(day, from)), Math.
 function outside(spans) {
   let at = 0;
   const found = [];
-  for (const [from, to] of [...spans].sort((a, b) => a[0] - b[0])) {
-    if (from > at) found.push([at, from]);
-    at = Math.max(at, to);
-  }
+  for (const [from, to] of [...spans].sort((a, b) => a[0] - b[0])) { if (from > at) found.push([at, from]); at = Math.max(at, to); }
   return at < DAY ? [...found, [at, DAY]] : found;
 }
 
@@ -167,8 +164,7 @@ export function Calendar({ parameters }) {
     for (const [name_, listener] of Object.entries(ways)) addEventListener(name_, listener);
   };
   const names = new Map((people.data ?? []).map((one) => [String(one.id), name(one)]));
-  return html`
-    <div class="head"><div><h1>Calendar</h1><p class="quiet">${whose ? `${shortDay(monday(day))} – ${shortDay(plusDays(monday(day), 6))} ${plusDays(monday(day), 6).slice(0, 4)}` : niceDay(day)}</p></div>
+  return html`<div class="head"><div><h1>Calendar</h1><p class="quiet">${whose ? `${shortDay(monday(day))} – ${shortDay(plusDays(monday(day), 6))} ${plusDays(monday(day), 6).slice(0, 4)}` : niceDay(day)}</p></div>
       <div class="tools">
         <${Choice} label="Doctor" class="slim" value=${whose} onFocus=${() => ask(true)} onPointerEnter=${() => ask(true)} onChange=${(event) => to({ of: event.target.value })}
           options=${[["", "All, side by side"], ...names, ...(whose && !names.has(whose) ? [[whose, title]] : [])]} />

@@ -1,10 +1,7 @@
 // The clinic's wall clock, whatever the browser's zone: the first 16 characters of a time are what the clinic's clocks show.
 let zone = "UTC", skew = 0; // milliseconds by which this computer's clock is behind the server's
 
-export function setClock(about) {
-  zone = about.timezone;
-  skew = Date.parse(about.now) - Date.now();
-}
+export function setClock(about) { zone = about.timezone; skew = Date.parse(about.now) - Date.now(); }
 export const now = () => // "2030-03-04T09:12" at the clinic
   new Date(Date.now() + skew).toLocaleString("sv-SE", { timeZone: zone }).slice(0, 16).replace(" ", "T");
 export const today = () => now().slice(0, 10);
@@ -21,7 +18,6 @@ export const ends = ({ appointment_datetime: begins, duration_minutes }) => plus
 export const WEEK = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 export const weekday = (day) => (at(day).getUTCDay() + 6) % 7; // Monday is 0
 export const monday = (day) => plusDays(day, -weekday(day));
-
 const shown = (wall, options) => at(wall).toLocaleDateString("en-GB", { timeZone: "UTC", ...options });
 export const niceDay = (day) => shown(day, { weekday: "long", day: "numeric", month: "long", year: "numeric" });
 export const shortDay = (day) => shown(day, { weekday: "short", day: "numeric", month: "short" });

@@ -55,10 +55,7 @@ export function useSubmit(work) {
       await work(event?.target?.elements ? Object.fromEntries(new FormData(event.target)) : event, event?.target);
       set({ errors: {} });
     } catch (error) {
-      if (!(error instanceof Problem)) {
-        set({ errors: {} });
-        throw error;
-      }
+      if (!(error instanceof Problem)) { set({ errors: {} }); throw error; }
       set({ error, errors: error.errors });
     }
   };
@@ -135,11 +132,12 @@ export function PatientPicker({ onPick, onNew }) {
     ${onNew && html`<button type="button" onClick=${() => onNew(typed)}>New patient…</button>`}</div>`;
 }
 
+// Listens to an event of the window.
+export const useEvent = (name, listener, deps) =>
+  useEffect(() => { addEventListener(name, listener); return () => removeEventListener(name, listener); }, deps);
+
 export function useSettled(value, wait = 180) { // milliseconds without a change
   const [settled, set] = useState(value);
-  useEffect(() => {
-    const timer = setTimeout(() => set(value), wait);
-    return () => clearTimeout(timer);
-  }, [value]);
+  useEffect(() => { const timer = setTimeout(() => set(value), wait); return () => clearTimeout(timer); }, [value]);
   return settled;
 }

@@ -3,8 +3,7 @@ import { call, get, is, patch, post } from "./api.js";
 import { age, date, dayOf, hour, time, today } from "./clock.js";
 import { Booking } from "./booking.js";
 import { SEXES, STATES } from "./patients.js";
-import { Choice, Dialog, Empty, Field, Loaded, More, Send, State, Word, Wrong, count, go, html, name, say, useEffect, useLoad,
-  usePages, useState, useSubmit, word } from "./parts.js";
+import { Choice, Dialog, Empty, Field, Loaded, More, Send, State, Word, Wrong, count, go, html, name, say, useEvent, useLoad, usePages, useState, useSubmit, word } from "./parts.js";
 
 const LABELS = {
   first_name: "First name", last_name: "Last name", phone_number: "Phone", date_of_birth: "Birth date", sex: "Sex", status: "State",
@@ -61,8 +60,7 @@ export function Lightbox({ images, at, onClose }) {
   const [broken, setBroken] = useState(false);
   const move = (by) => { setBroken(false); setIndex((index + by + images.length) % images.length); };
   const image = images[index];
-  const keys = (event) => ({ ArrowRight: 1, ArrowLeft: -1 })[event.key] && move({ ArrowRight: 1, ArrowLeft: -1 }[event.key]);
-  useEffect(() => { addEventListener("keydown", keys); return () => removeEventListener("keydown", keys); });
+  useEvent("keydown", ({ key }) => (key === "ArrowRight" ? move(1) : key === "ArrowLeft" && move(-1)));
   return html`<${Dialog} title=${`Picture ${index + 1} of ${images.length}`} wide onClose=${onClose}>
     ${broken ? html`<p class="wrong" role="alert">This picture cannot be shown. Its link may have expired: close, and open the patient again.</p>`
       : html`<img class="large" key=${image.id} src=${image.image_url} alt=${`Picture ${index + 1}, ${image.width} by ${image.height} pixels`} onError=${() => setBroken(true)} />`}
@@ -141,6 +139,5 @@ export function PatientPage({ id }) {
     ${open.booking && html`<${Booking} ...${open.booking} onClose=${close} onDone=${done} />`}
     ${open.images && html`<${Lightbox} ...${open} onClose=${close} />`}${open.archive && html`<${Dialog} title="Archive the patient" onClose=${close}>
       <p>${name(one)} is no longer found, with their appointments and reports. An administrator can restore them.</p><${Wrong} error=${archive.error} />
-      <p class="actions"><${Send} of=${archive} onClick=${archive.submit}>Archive<//></p><//>`}
-  `}<//>`;
+      <p class="actions"><${Send} of=${archive} onClick=${archive.submit}>Archive<//></p><//>`}`}<//>`;
 }

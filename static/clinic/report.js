@@ -2,7 +2,7 @@
 import { call, get, mayChange, post } from "./api.js";
 import { time } from "./clock.js";
 import { Lightbox, Thumbnails } from "./patient.js";
-import { Field, Loaded, Send, Wrong, count, go, html, name, say, useEffect, useLoad, useRef, useState, useSubmit } from "./parts.js";
+import { Field, Loaded, Send, Wrong, count, go, html, name, say, useEffect, useEvent, useLoad, useRef, useState, useSubmit } from "./parts.js";
 
 const MOST = 50, LARGEST = 20 << 20; // files, bytes: as the server takes them
 let serial = 0;
@@ -45,11 +45,7 @@ export function ReportPage({ patientId, reportId }) {
     setPictures((before) => before.filter((one) => one !== picture));
     setFaults(({ [picture.id]: gone, ...rest }) => rest);
   };
-  useEffect(() => {
-    const paste = (event) => event.clipboardData.files.length && mine && add(event.clipboardData.files);
-    addEventListener("paste", paste);
-    return () => removeEventListener("paste", paste);
-  }, [mine]);
+  useEvent("paste", ({ clipboardData }) => mine && add(clipboardData.files), [mine]);
   const latest = useRef();
   latest.current = pictures;
   useEffect(() => () => latest.current.forEach(({ url }) => URL.revokeObjectURL(url)), []);
@@ -105,6 +101,5 @@ export function ReportPage({ patientId, reportId }) {
         <span class="quiet">${pictures.length > 0 && `${count(pictures.length, "picture")}, ${size(pictures.reduce((sum, { file }) => sum + file.size, 0))}`}</span>
         <${Send} of=${form} disabled=${form.busy || pictures.length > MOST}>${reportId ? "Save" : "File the report"}<//></p>
     </form>` : html`<p class="prose">${report.diagnosis}</p>`}
-    ${large !== null && html`<${Lightbox} images=${report.images} at=${large} onClose=${() => setLarge(null)} />`}
-  `}<//>`;
+    ${large !== null && html`<${Lightbox} images=${report.images} at=${large} onClose=${() => setLarge(null)} />`}`}<//>`;
 }

@@ -6,8 +6,7 @@ const ABOUT_SIGN_UP = {
   first_administrator: "There is no administrator yet. The first account is theirs.",
   open: "Anybody may sign up and is active at once.",
   approval: "An administrator has to approve a new account before it can be used.",
-  closed: "An administrator makes the accounts here.",
-};
+  closed: "An administrator makes the accounts here." };
 
 const Password = (props) => html`<${Field} type="password" name="password" label="Password" required ...${props} />`;
 

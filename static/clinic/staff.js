@@ -18,8 +18,7 @@ export function Staff() {
     await list.reload();
   });
   const all = list.data ?? [];
-  return html`
-    <div class="head"><div><h1>Staff</h1><p class="quiet">${count(all.filter((one) => one.is_active).length, "active member")}</p></div>
+  return html`<div class="head"><div><h1>Staff</h1><p class="quiet">${count(all.filter((one) => one.is_active).length, "active member")}</p></div>
       ${is("admin") && html`<div class="tools"><button class="main" onClick=${() => setAdding(true)}>New member…</button></div>`}</div>
     <${Wrong} error=${approve.error} />
     <${Loaded} of=${list}><table class="rows"><thead><tr><th>Name</th><th>Role</th><th>Email</th><th>State</th>${is("admin") && html`<th><span class="unseen">Approval</span></th>`}</tr></thead>
@@ -137,8 +136,7 @@ export function StaffMember({ id }) {
       ${user.role !== "receptionist" && html`<div><${Loaded} of=${hours}>${hours.data && html`<${Hours} user=${user} may=${may} loaded=${hours} />`}<//></div>
         <div><${Loaded} of=${absences}>${absences.data && html`<${Absences} user=${user} may=${may} loaded=${absences} onNew=${() => setAdding(true)} />`}<//></div>`}
       ${(own || is("admin")) && html`<div><${Rights} key=${user.version} user=${user} onDone=${loaded.reload} /></div>`}</div>
-    ${adding && html`<${NewAbsence} user=${user} onClose=${() => setAdding(false)} onDone=${() => { setAdding(false); absences.reload(); }} />`}
-  `}<//>`;
+    ${adding && html`<${NewAbsence} user=${user} onClose=${() => setAdding(false)} onDone=${() => { setAdding(false); absences.reload(); }} />`}`}<//>`;
 }
 
 export function Account() { // one's own
@@ -155,8 +153,7 @@ export function Account() { // one's own
     return logins.reload();
   });
   const device = (text) => (/(Edg|OPR|Chrome|Firefox|Safari)[^/]*\/(\d+)/.exec(text)?.slice(1).join(" ") ?? text) + (/\((?:X11; )?([^;)]+)/.exec(text) ? ` on ${/\((?:X11; )?([^;)]+)/.exec(text)[1]}` : "");
-  return html`
-    <div class="head"><div><h1>${name(me())}</h1><p class="quiet">${Word(word(me().role))} · ${me().email}</p></div>
+  return html`<div class="head"><div><h1>${name(me())}</h1><p class="quiet">${Word(word(me().role))} · ${me().email}</p></div>
       <div class="tools"><a class="button" href=${`#/staff/${me().id}`}>My hours and account</a></div></div><div class="columns even">
       <section class="card"><h2>My logins</h2><${Loaded} of=${logins}><ul class="plainlist">${(logins.data ?? []).map((one) => html`<li key=${one.id}>
           <span>${device(one.device)} ${one.current && html`<span class="state completed">This one</span>`}<small>${one.address} · last used ${time(one.last_used_at)}</small></span>

@@ -40,8 +40,7 @@ export function Statistics() {
   const over = missed + (all?.appointments.by_status.completed ?? 0);
   const doctors = (all?.doctors ?? []).filter(({ total }) => total).sort((a, b) => (b.no_show_rate ?? 0) - (a.no_show_rate ?? 0));
   const states = PATIENTS.filter((state) => all?.patients.by_status[state]);
-  return html`
-    <div class="head"><div><h1>Statistics</h1><p class="quiet">${all ? `${shortDay(all.from)} ${all.from.slice(0, 4)} – ${shortDay(all.to)} ${all.to.slice(0, 4)}` : " "}</p></div>
+  return html`<div class="head"><div><h1>Statistics</h1><p class="quiet">${all ? `${shortDay(all.from)} ${all.from.slice(0, 4)} – ${shortDay(all.to)} ${all.to.slice(0, 4)}` : " "}</p></div>
       <div class="tools"><${Choice} label="Span" class="slim" value=${span} options=${SPANS} onChange=${(event) => setSpan(event.target.value)} /></div></div>
     <${Loaded} of=${loaded}>${all && html`
       <div class="figures"><${Figure} label="appointments">${all.appointments.total.toLocaleString("en")}<//>

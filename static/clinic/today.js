@@ -57,8 +57,7 @@ export function Today({ parameters }) {
   const done = shown.filter((one) => one.status === "completed").length;
   const open_ = shown.filter((one) => TO_COME.includes(one.status)).length;
   const to = (there) => go(`/today?on=${there}`);
-  return html`
-    <div class="head"><div><h1>${day === today() ? "Today" : niceDay(day)}</h1>
+  return html`<div class="head"><div><h1>${day === today() ? "Today" : niceDay(day)}</h1>
         <p class="quiet">${day === today() && `${niceDay(day)} · `}${count(shown.length, "appointment")}, ${open_} to come, ${waiting.length} waiting, ${done} done</p></div>
       <div class="tools"><${Choice} label="Doctor" class="slim" value=${whose} onChange=${(event) => setWhose(event.target.value)}
           options=${[["", "All doctors"], ...people]} />
