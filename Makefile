@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export FLASK_APP := app.py
 
-.PHONY: help run test lint seed lock bench fuzz clients docs postman newman clean
+.PHONY: help run test lint seed lock bench fuzz clients docs postman screenshots newman clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -65,9 +65,12 @@ clients: $(VENV)/.run  ## generate clients from the OpenAPI document, compile th
 docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collection
 	$(BIN)/python docs/make.py
 
-newman: node_modules/axios  ## install newman and axios, which run the Postman collection and docs/spa.md (make test does this if npm is installed)
-node_modules/axios:
-	npm install --no-save --no-package-lock --no-fund --no-audit newman@6 axios@1
+screenshots: $(VENV)/.dev  ## take pictures of the clinic's page into docs/images/ (needs Chromium)
+	$(BIN)/python docs/screenshots.py
+
+newman: node_modules/axe-core  ## install newman, axios and axe-core, which test the Postman collection, docs/spa.md and the clinic's page (make test does this if npm is installed)
+node_modules/axe-core:
+	npm install --no-save --no-package-lock --no-fund --no-audit newman@6 axios@1 axe-core@4
 
 clean:  ## remove the virtual environment and the caches, but never the data in instance/
 	rm -rf $(VENV) testing/clients/.venv testing/clients/node_modules .pytest_cache .mypy_cache .ruff_cache

@@ -66,7 +66,7 @@ def index() -> Welcome:
     """Get name, version and links; a browser gets the clinic's page."""
     after_this_request(_vary_by_accept)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-        abort(_page("clinic", CLINIC_POLICY.format(images=current_app.extensions["image_origins"])))
+        abort(_clinic_page())
     return Welcome(
         **current_app.extensions["welcome"],
         timezone=times.clinic_zone().key,
@@ -74,6 +74,18 @@ def index() -> Welcome:
         today=times.today(),
         sign_up=_sign_up(),
     )
+
+
+@system.get("/reset-password")
+@public
+@contract(tag="Server", uses_database=False, operation=PAGE)
+def reset_password_page() -> Response:
+    """Show the clinic's page, on which one sets a new password with a mailed link."""
+    return _clinic_page()
+
+
+def _clinic_page() -> Response:
+    return _page("clinic", CLINIC_POLICY.format(images=current_app.extensions["image_origins"]))
 
 
 def _page(name: str, policy: str) -> Response:

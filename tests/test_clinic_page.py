@@ -4,7 +4,6 @@ import re
 from datetime import datetime, timedelta
 from urllib.parse import urljoin
 
-import pytest
 from browser import Clinic
 from client import Client
 from factories import PASSWORD, hours_ago, make_appointment, make_patient, make_report, picture, sign_up
@@ -125,7 +124,9 @@ def test_a_doctors_day(app: Flask, admin: Client, doctor: Client, clinic: Clinic
     page.get_by_role("link", name="Amina Wanjiru").last.click()
     page.get_by_role("link", name="New report").click()
     page.get_by_label("Diagnosis").fill("Fracture")
-    page.locator("input[type=file]").set_input_files([scan(f"{n}.png", c) for n, c in enumerate(("navy", "teal", "red"))])
+    page.locator("input[type=file]").set_input_files(
+        [scan(f"{n}.png", c) for n, c in enumerate(("navy", "teal", "red"))]
+    )
     clinic.button("File the report").click()
     page.get_by_role("button", name="Open picture 1 of 3").click()
     for number in (1, 2, 3, 1):

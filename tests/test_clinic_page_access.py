@@ -84,7 +84,12 @@ def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(working: Clinic,
         working.open(view)
         assert axe(working) == [], view
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, view
-    for view, button in (("patients/1", "Edit"), ("today", "Book…"), ("patients", "New patient…"), ("staff/2", "New absence…")):
+    for view, button in (
+        ("patients/1", "Edit"),
+        ("today", "Book…"),
+        ("patients", "New patient…"),
+        ("staff/2", "New absence…"),
+    ):
         working.open(view)
         working.button(button).click()
         expect(working.dialog()).to_be_visible()

@@ -32,7 +32,13 @@ def test_a_name_is_shown_as_text_and_breaks_no_view(app: Flask, doctor: Client, 
     page.set_viewport_size({"width": 390, "height": 844})
     page.on("dialog", lambda dialog: clinic.faults.append(dialog.message))
     clinic.sign_in("Dora")
-    for view in ("patients", f"patients/{patient}", f"patients/{patient}/report", f"today?on={at(0)[:10]}", f"calendar?on={at(0)[:10]}"):
+    for view in (
+        "patients",
+        f"patients/{patient}",
+        f"patients/{patient}/report",
+        f"today?on={at(0)[:10]}",
+        f"calendar?on={at(0)[:10]}",
+    ):
         clinic.open(view)
         expect(page.get_by_text(name).first).to_be_visible()
         assert page.locator("img[src=x]").count() == 0
@@ -193,9 +199,7 @@ def test_a_booking_whose_answer_was_lost_is_made_once(app: Flask, doctor: Client
 
 
 @on_one_engine
-def test_a_doctor_who_is_deactivated_at_work_is_told(
-    app: Flask, admin: Client, doctor: Client, clinic: Clinic
-) -> None:
+def test_a_doctor_who_is_deactivated_at_work_is_told(app: Flask, admin: Client, doctor: Client, clinic: Clinic) -> None:
     clinic.sign_in("Dora")
     admin.patch(f"/user/{doctor.user['id']}", {"is_active": False})
     clinic.page.get_by_role("link", name="Patients").click()

@@ -10,6 +10,7 @@ from factories import PASSWORD, MakeApp, make_patient, picture, sign_up
 from flask import Flask
 from playwright.sync_api import FilePayload, Page, expect
 
+
 def test_the_page_names_no_other_host_and_has_no_inline_script(anonymous: Client) -> None:
     page = anonymous.get("/docs")
     assert "unsafe" not in page.headers["Content-Security-Policy"]

@@ -30,6 +30,7 @@ RIGHTS = {
     "GET /healthz": ANYONE,
     "GET /readyz": ANYONE,
     "GET /openapi.json": ANYONE,
+    "GET /reset-password": ANYONE,
     "GET /docs": ANYONE,
     "GET /static/<path:filename>": NOTHING,
     "GET /media/<key>": (403,) * 6,  # the link alone counts, and this one has no signature
