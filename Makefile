@@ -66,7 +66,7 @@ docs postman: $(VENV)/.dev  ## write docs/endpoints.md and the Postman collectio
 	$(BIN)/python docs/make.py
 
 screenshots: $(VENV)/.dev  ## take pictures of the clinic's page into docs/images/ (needs Chromium)
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python -m testing.screenshots
 
 newman: node_modules/axe-core  ## install newman, axios and axe-core, which test the Postman collection, docs/spa.md and the clinic's page (make test does this if npm is installed)
 node_modules/axe-core:

@@ -153,7 +153,8 @@ def init_app(
     """Add these routes, and build the document of all routes. Register every other blueprint before.
 
     `GET /` answers `links` together with links to these routes, and what `sign_up` returns. `GET /readyz` calls
-    `check_ready`, which raises an API error. The clinic's page shows images of `image_origins`. Raises RuntimeError as `openapi.build` does.
+    `check_ready`, which raises an API error. The clinic's page shows images of
+    `image_origins`. Raises RuntimeError as `openapi.build` does.
     """
     app.register_blueprint(system)
     all_links = {

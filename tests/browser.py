@@ -9,9 +9,12 @@ from playwright.sync_api import Locator, Page, expect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = "Chromium is not installed (Debian: apt-get install chromium)"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()  # fmt: skip
 AXE = Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js"
-expect.set_options(timeout=6_000)  # milliseconds: a machine may be busy
+expect.set_options(timeout=30_000)  # milliseconds: a machine may be busy
 
 REFUSALS = "the server responded with a status of 4"  # Chromium says so in the console of every refused request
 

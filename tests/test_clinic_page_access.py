@@ -1,6 +1,6 @@
-"""Each view of the clinic's page: its requests, its width, its colours, and what a screen reader and a keyboard find."""
+"""Each view of the clinic's page: its requests, its width, its colours, and what a screen reader finds in it."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from flask import Flask
 from playwright.sync_api import expect
 
 on_one_engine = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the page knows no other
-NEXT_WEEK = f"{datetime.now() + timedelta(days=7):%Y-%m-%d}"
+NEXT_WEEK = f"{datetime.now(UTC) + timedelta(days=7):%Y-%m-%d}"
 
 # Each view, its heading, and what else a screen reader finds in it.
 VIEWS = {

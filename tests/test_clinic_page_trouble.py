@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from browser import Clinic
@@ -20,7 +20,7 @@ on_one_engine = pytest.mark.parametrize("database_url", ["sqlite"], indirect=Tru
 
 
 def at(hour: int, days: int = 3) -> str:
-    return f"{datetime.now() + timedelta(days=days):%Y-%m-%d}T{hour:02}:00"
+    return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}T{hour:02}:00"
 
 
 @on_one_engine

@@ -19,7 +19,7 @@ from werkzeug.serving import make_server
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs/images"
-PASSWORD = "demo clinic password"  # noqa: S105  # of the demonstration clinic
+PASSWORD = "demo clinic password"  # of the demonstration clinic
 WIDTHS = {"wide": (1280, 800), "narrow": (390, 844)}
 VIEWS = {
     "today": "today?on={day}",
@@ -86,7 +86,8 @@ def main() -> None:
         with app.app_context():
             doctor = db.session.query(User).filter_by(role=Role.DOCTOR).first()
             report = db.session.query(Report).order_by(Report.id.desc()).first()
-            assert doctor and report
+            assert doctor
+            assert report
             places = {"doctor": doctor.id, "patient": report.patient_id, "day": min(today, monday + timedelta(days=4))}
         server = make_server("127.0.0.1", 0, app, threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -99,4 +100,5 @@ def main() -> None:
         server.shutdown()
 
 
-main()
+if __name__ == "__main__":
+    main()
