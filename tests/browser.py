@@ -12,7 +12,7 @@ MISSING = "Chromium is not installed (Debian: apt-get install chromium)"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
-).split()  # fmt: skip
+)
 AXE = Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js"
 expect.set_options(timeout=30_000)  # milliseconds: a machine may be busy
 
