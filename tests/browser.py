@@ -75,6 +75,12 @@ class Clinic:
         """Wait for a note at the foot of the page."""
         expect(self.page.locator(".notes")).to_contain_text(text)
 
+    def await_pictures(self) -> None:
+        """Wait for the pictures that are under way: Werkzeug leaves a file open whose reader goes away."""
+        far = "image.loading === 'lazy' && image.getBoundingClientRect().top > innerHeight + 500"
+        while not self.page.evaluate(f"[...document.images].every((image) => image.complete || {far})"):
+            self.page.wait_for_timeout(50)
+
     def answers(self) -> list[str]:
         """Return the requests since the last time, without those for the page itself and for pictures."""
         asked, self.asked[:] = [*self.asked], []

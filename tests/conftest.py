@@ -230,6 +230,7 @@ def clinic(address: str, page: Page) -> Iterator[Clinic]:
     """The clinic's page. Its console must stay clean."""
     opened = Clinic(page, address)
     yield opened
+    opened.await_pictures()
     assert not opened.faults
 
 
