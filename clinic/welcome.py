@@ -23,6 +23,7 @@ def message() -> str:
     lines = ["", "Hosi Server starts now. Ctrl+C stops it.", "", f"  address  {address}{others}"]
     if setting["PUBLIC_URL"] not in ("", address):
         lines.append(f"  public   {setting['PUBLIC_URL']}, where clients reach it (PUBLIC_URL)")
+    lines.append(f"  page     {address}, in a browser")
     lines.append(f"  try it   {address}/docs")
     if not production:
         lines.append("  data     make seed, in another terminal, makes a demonstration clinic (or: flask seed)")
