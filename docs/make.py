@@ -33,8 +33,8 @@ def application() -> tuple[list[Route], JSON]:
 
 INTRODUCTION = """<!-- `make docs` writes this page. -->
 
-Every route speaks JSON, save `/docs`, `/media/…`, `/reset-password` and, for browsers, `/`. The page `/docs` shows every
-field, example and error; `/openapi.json` is the same as a document. Required fields are bold.
+Every route speaks JSON, save `/docs`, `/media/…`, `/reset-password` and, for browsers, `/`. The page `/docs` shows
+every field, example and error; `/openapi.json` is the same as a document. Required fields are bold.
 Every route may also answer 500, and the
 routes that need the database answer 503 while it is away.
 """
