@@ -156,7 +156,8 @@ def store_faults(at: Server, folder: Path) -> list[str]:
     """Images without a row and rows without an image."""
     kept = {path.name: path for path in folder.rglob("*") if path.is_file()}
     rows = {row.image_url: row.sha256 for row in at.sql("SELECT image_url, sha256 FROM images")}
-    found = [f"an image without a row: {name}" for name in kept.keys() - rows.keys()]
+    ids = {name.partition(".")[0] for name in rows}  # an image may have a thumbnail
+    found = [f"an image without a row: {name}" for name in kept if name.partition(".")[0] not in ids]
     for name, digest in rows.items():
         if name not in kept:
             found.append(f"a row without an image: {name}")

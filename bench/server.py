@@ -115,8 +115,11 @@ class Server:
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         """End the server and all its workers at the same moment."""
         if self._process:
+            workers = self.workers()
             os.killpg(self._process.pid, how)
             self._process.wait()
+            while any(Path(f"/proc/{worker}").exists() for worker in workers):  # nobody waits for them
+                time.sleep(0.01)
             self._process = None
         self.http.clear()
 
