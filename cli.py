@@ -27,7 +27,7 @@ from clinic import (
     timezone_change,
     welcome,
 )
-from clinic.history import keys, rotation, verification
+from clinic.history import checkpoints, heads, keys, rotation, verification
 from clinic.stores import StoreError
 from config import is_known_zone
 from models import Absence, Appointment, Image, Patient, Report, Role, User
@@ -171,14 +171,25 @@ def audit_group() -> None:
 
 @audit_group.command("verify")
 @click.option("--head", help="what `flask audit head` printed earlier: finds an older copy of the database put back")
+@click.option("--checkpoint", is_flag=True, help="also print a checkpoint for --since, if the history is whole")
+@click.option("--since", metavar="CHECKPOINT", help="check only what was written since an earlier --checkpoint")
+@click.option("--processes", type=click.IntRange(1, 64), help="1 spares a server that is busy [default: one a core]")
 @with_appcontext
-def audit_verify(head: str | None) -> None:
+def audit_verify(head: str | None, checkpoint: bool, since: str | None, processes: int | None) -> None:
     """Check the whole history and name each record at fault."""
+    if since and (head or checkpoint):
+        raise click.UsageError("--since does not go with --head or --checkpoint, which need the whole history.")
+    signed: list[str] = []
     try:
-        _print_faults(verification.verify(head))
-    except keys.WrongAuditKey as error:
-        raise click.ClickException(f"{error.msg}\nNothing was verified.") from None
-    click.echo("The history is whole.")
+        if since:
+            _print_faults(verification.verify_since(since, processes))
+        else:
+            _print_faults(verification.verify(head, processes, signed.append if checkpoint else None))
+    except (keys.WrongAuditKey, checkpoints.CheckpointRefused, heads.StillWriting) as error:
+        raise click.ClickException(f"{getattr(error, 'msg', error)}\nNothing was verified.") from None
+    click.echo("The history since the checkpoint is whole." if since else "The history is whole.")
+    for line in signed:
+        click.echo(line)
 
 
 def _print_faults(faults: Iterable[str]) -> None:
@@ -192,12 +203,13 @@ def _print_faults(faults: Iterable[str]) -> None:
 
 
 @audit_group.command("head")
+@click.option("--kept", metavar="LINE", help="an earlier head: stop if the database lacks any of its entries")
 @with_appcontext
-def audit_head() -> None:
-    """Print the head of the whole history. Keep the line elsewhere, for verify --head."""
+def audit_head(kept: str | None) -> None:
+    """Print the head of the whole history. Keep the line elsewhere, for --kept and verify --head."""
     try:
-        click.echo(verification.head_of_all())
-    except verification.StillWriting as error:
+        click.echo(heads.head_of_all(kept))
+    except (heads.HeadRefused, heads.StillWriting) as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -219,7 +231,7 @@ def audit_rotate() -> None:
     """
     try:
         number = rotation.rotate()
-    except (rotation.RotationRefused, verification.StillWriting) as error:
+    except (rotation.RotationRefused, heads.StillWriting) as error:
         raise click.ClickException(f"{error} The key was not changed.") from None
     except keys.WrongAuditKey as error:
         raise click.ClickException(error.msg) from None

@@ -10,6 +10,8 @@ from factories import PASSWORD, files, make_appointment, make_patient, make_repo
 from flask import Flask
 from sql import sql
 
+from clinic.history import chain
+
 
 def told(client: Client, address: str) -> list[dict[str, Any]]:
     response = client.get(f"{address}/history")
@@ -139,18 +141,29 @@ def test_sign_ins_and_failed_ones_are_written_down(app: Flask, admin: Client, do
     assert fields(newest[0])["address"] == (None, "127.0.0.1")
 
 
-def test_sign_ins_at_once_make_one_chain(app: Flask, admin: Client) -> None:
-    sql(app, "DELETE FROM audit_entries WHERE kind = 'sign-in'")
-    sql(app, "DELETE FROM audit_heads WHERE kind = 'sign-in'")
-    sql(app, "DELETE FROM login_sessions")
-    threads = [threading.Thread(target=sign_in, args=(app, "Ada")) for _ in range(6)]
+def sign_in_at_once(app: Flask, *names: str) -> None:
+    threads = [threading.Thread(target=sign_in, args=(app, name)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [row[0] for row in sql(app, "SELECT seq FROM audit_entries WHERE kind = 'sign-in' ORDER BY id")] == [
-        1, 2, 3, 4, 5, 6,
-    ]  # fmt: skip
+
+
+def test_the_first_sign_ins_at_once_begin_the_chains_once(app: Flask, admin: Client, doctor: Client) -> None:
+    sql(app, "DELETE FROM audit_entries WHERE kind = 'sign-in'")
+    sql(app, "DELETE FROM audit_heads WHERE kind = 'sign-in'")
+    sql(app, "DELETE FROM login_sessions")
+    sign_in_at_once(app, *["Ada", "Dora"] * 3)
+    versions = sql(app, "SELECT version FROM audit_entries WHERE kind = 'sign-in' ORDER BY id")
+    assert [row[0] for row in versions] == [chain.SIGN_IN_CHAINS, None, None, None, None, None]
+    assert run_cli(app, "audit", "verify") == WHOLE
+
+
+def test_sign_ins_at_once_of_one_user_make_one_chain(app: Flask, admin: Client, doctor: Client) -> None:
+    sign_in_at_once(app, *["Dora"] * 6)
+    number = chain.sign_in_chain(doctor.user["id"])
+    seqs = sql(app, f"SELECT seq FROM audit_entries WHERE kind = 'sign-in' AND record_id = {number} ORDER BY id")
+    assert [row[0] for row in seqs] == [1, 2, 3, 4, 5, 6, 7]
     assert run_cli(app, "audit", "verify") == WHOLE
 
 

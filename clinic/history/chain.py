@@ -1,10 +1,11 @@
-"""Writes the record history: a chain of entries for each record, and a chain for all sign-ins.
+"""Writes the record history: a chain of entries for each record, and 64 chains for the sign-ins.
 
 The mac of an entry covers the entry before it, so a changed, removed or moved entry is found. The head of a chain
 covers its newest entry, so removed entries at the end are found. A mac covers a digest of the changes, not the changes
 themselves: a purge can blank them without breaking the chain.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -37,7 +38,8 @@ from server.times import now
 
 _RECORDS = (User, Week, Absence, Patient, Appointment, Report, Image)
 KINDS: dict[str, type[Record]] = {kind.noun(): kind for kind in _RECORDS}
-SIGN_INS: Chain = ("sign-in", 0)
+SIGN_INS: Chain = ("sign-in", 0)  # of earlier releases; since then it only tells how many others there are
+SIGN_IN_CHAINS = 64  # numbered from 1: sign-ins of different users seldom wait for each other
 CLINIC: Chain = ("clinic", 1)  # changes of the time zone
 WITHOUT_RECORD = (SIGN_INS[0], CLINIC[0])  # kinds of chains that belong to no record
 LEFT_OUT = {"id", "created_at", "updated_at", "version", "deleted_at"}  # the columns of the entry tell these
@@ -101,19 +103,37 @@ def created(kind: type[Record], row: Mapping[str, Any]) -> Event:
 def note_sign_in(action: str, user_id: int | None, details: dict[str, Any]) -> None:
     """Write an entry for a sign-in, successful or not. Commits nothing."""
     connection = db.session.connection()
-    heads: Heads | None = _locked_heads(connection, [SIGN_INS])
-    if not heads:
-        _begin_sign_ins(connection)
-        heads = None
+    chain = SIGN_INS[0], sign_in_chain(zlib.crc32(details["email"].encode()) if user_id is None else user_id)
     changes = {name: [None, value] for name, value in details.items()}
-    write(connection, [Event(*SIGN_INS, action, None, changes, user_id)], heads)
+    event, heads = Event(*chain, action, None, changes, user_id), _locked_heads(connection, [chain])
+    if heads:
+        write(connection, [event], heads)
+    else:
+        _begin_sign_ins(connection, event)
 
 
-def _begin_sign_ins(connection: Connection) -> None:
-    """Insert an empty head, if there is none: two transactions may both have the first sign-in."""
-    kind, record_id = SIGN_INS
-    head = {"kind": kind, "record_id": record_id, "seq": 0, "entry_mac": macs.GENESIS, "mac": ""}
+def sign_in_chain(user_id: Any) -> Any:
+    """Return the number of the chain of a user's sign-ins. Takes SQL expressions, too."""
+    return user_id % SIGN_IN_CHAINS + 1
+
+
+def _begin_sign_ins(connection: Connection, event: Event) -> None:
+    """Write the sign-in, and begin all chains of sign-ins, unless another transaction was faster.
+
+    The entry goes into the chain of number 0, and its `version` tells how many chains there are. All have a head from
+    the beginning. So no chain can be removed as a whole without a trace.
+    """
+    kind, number = SIGN_INS
+    head = {"kind": kind, "record_id": number, "seq": 0, "entry_mac": macs.GENESIS, "mac": ""}
     connection.execute(upsert(AuditHead).values(head).on_conflict_do_nothing())
+    heads = _locked_heads(connection, [SIGN_INS])  # keeps others out who are here, too
+    chains = [(kind, n + 1) for n in range(SIGN_IN_CHAINS)]
+    known = _locked_heads(connection, chains)
+    if event.chain in known:
+        write(connection, [event], {event.chain: known[event.chain]})
+        return
+    event.record_id, event.version = number, SIGN_IN_CHAINS
+    write(connection, [event], heads, begun=[chain for chain in chains if chain not in known])
 
 
 def _event(record: Record, action: str, actor_id: int | None) -> Event:
@@ -176,14 +196,17 @@ def _entries_about(purged: Event) -> Iterator[tuple[ColumnElement[bool], ...]]:
 # --- Entries and heads ---
 
 
-def write(connection: Connection, events: Sequence[Event], heads: Heads | None = None) -> None:
+def write(
+    connection: Connection, events: Sequence[Event], heads: Heads | None = None, begun: Iterable[Chain] = ()
+) -> None:
     """Append an entry for each event to its chain. Commits nothing.
 
     Takes four statements for any number of events, or three with `heads`: the heads of these chains, already locked.
-    Pass `heads={}` for new records. Raises `WrongAuditKey` or `WrongTimezone` and writes nothing if a setting is wrong.
+    Pass `heads={}` for new records. Chains in `begun` get a head without an entry. Raises `WrongAuditKey` or
+    `WrongTimezone` and writes nothing if a setting is wrong.
     """
     known = _locked_heads(connection, {event.chain for event in events}) if heads is None else heads
-    ends = dict(known)
+    ends = dict.fromkeys(begun, (0, macs.GENESIS)) | known
     ids, stored_keys, stored_zone = draw_ids(connection, len(events))
     key = keys.current(connection, stored_keys)
     timezone.settle(connection, stored_zone)

@@ -144,15 +144,21 @@ class Keyring:
 
     def __init__(self, stored: str | None, periods: list[Period], secrets: list[bytes]) -> None:
         self.stored, self.periods, self._secrets = stored, periods, secrets
+        self._ends = [period.after for period in periods[1:]]
+
+    @property
+    def newest_secret(self) -> bytes:
+        """The key that writes now, if `require_current` has passed."""
+        return self._secrets[-1]
 
     def secret(self, number: Any) -> bytes | None:
         """Return the key with this number; None for any other value, since a SQLite column may hold any."""
         return self._secrets[number - 1] if isinstance(number, int) and 0 < number <= len(self._secrets) else None
 
-    def secret_of(self, entry: Any) -> bytes | None:
+    def secret_of(self, entry_id: int, key_number: Any) -> bytes | None:
         """Return the key of an entry; None if the entry names a key that did not write at that time."""
-        right = bisect_left([period.after for period in self.periods[1:]], entry.id) + 1
-        return self.secret(entry.key_number) if entry.key_number == right else None
+        right = bisect_left(self._ends, entry_id) + 1
+        return self.secret(key_number) if key_number == right else None
 
 
 def keyring(connection: Connection) -> Keyring:

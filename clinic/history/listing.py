@@ -41,13 +41,19 @@ def history(record: Record) -> list[HistoryOut]:
 
 def search(query: AuditQuery) -> StreamedList[HistoryOut]:
     """Return a page of entries of all records and of sign-ins, newest first, with a `Link` to the next page."""
-    found = [HistoryOut.of(row) for row in db.session.execute(_newest(query))]
+    found = [_entry(row) for row in db.session.execute(_newest(query))]
     entries = found[: query.limit]
     page: StreamedList[HistoryOut] = StreamedList(_page.dump_json(entries), mimetype="application/json")
     page.records_shown = ", ".join(entry.records_shown for entry in entries)
     if len(found) > query.limit:
         page.headers["Link"] = f'<{_address_before(entries[-1].id)}>; rel="next"'
     return page
+
+
+def _entry(row: Any) -> HistoryOut:
+    """Return an entry as it is shown. The number of its chain is not the id of a record."""
+    entry = HistoryOut.of(row)
+    return entry.model_copy(update={"record_id": 0, "version": None}) if entry.kind == SIGN_INS[0] else entry
 
 
 def _newest(query: AuditQuery) -> Select[Any]:

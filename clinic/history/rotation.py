@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import OperationalError
 
-from clinic.history import keys, macs, verification
+from clinic.history import heads, keys, macs, verification
 from clinic.history.keys import Keyring, Period
 from models import AuditEntry, Clinic
 from server import errors
@@ -27,22 +27,21 @@ def rotate() -> int:
     Verifies the history first. The new key seals the entries of the earlier keys, so a stolen earlier key cannot
     rewrite them. Raises `RotationRefused` if the history has a fault or `AUDIT_KEY` is not a new key.
     """
-    settled = verification.settled_id()
-    with verification.snapshot() as connection:
-        ring = keys.keyring(connection)
+    settled = heads.settled_id()
+    with verification.reading() as (connection, ring, together):
         if macs.of_key(keys.audit_key()) in [period.check for period in ring.periods]:
             raise RotationRefused(
                 "AUDIT_KEY has been a key of this history already. Set AUDIT_KEY to a new key, "
                 "and add the key in use to AUDIT_KEY_PREVIOUS."
             )
-        for fault in verification.faults(connection, ring):
+        for fault in verification.faults(connection, ring, together):
             raise RotationRefused(f"The history is not whole: {fault} Run `flask audit verify` with the key in use.")
-        digest = verification.add_entries(hashlib.sha256(), connection, 0, settled)
+        digest = heads.add_entries(hashlib.sha256(), connection, 0, settled)
     with _writers_kept_out() as connection:
         if connection.scalar(select(Clinic.audit_keys)) != ring.stored:
             raise RotationRefused("The key was changed by another process meanwhile.")
         newest = connection.scalar(select(func.max(AuditEntry.id))) or 0
-        head = f"{newest}-{verification.add_entries(digest, connection, settled, newest).hexdigest()}"
+        head = f"{newest}-{heads.add_entries(digest, connection, settled, newest).hexdigest()}"
         _store_key(connection, ring, newest, head)
     return len(ring.periods) + 1
 

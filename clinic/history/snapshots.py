@@ -1,0 +1,68 @@
+"""Reads one state of the database for as long as it takes, also in several processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.pool import NullPool
+
+from server.database import reader
+
+_decode = partial(str, encoding="utf-8", errors="surrogateescape")
+
+
+@contextmanager
+def snapshot() -> Iterator[Connection]:
+    """Yield a connection whose statements all see the same state of the database, while others go on writing.
+
+    SQLite stores any bytes as a text, so the connection also reads texts that are not UTF-8.
+    """
+    with reader() as connection:
+        if connection.dialect.name == "postgresql":
+            yield connection.execution_options(isolation_level="REPEATABLE READ")
+            return
+        driver: Any = connection.connection.driver_connection
+        text_factory, driver.text_factory = driver.text_factory, _decode
+        try:
+            yield connection
+        finally:
+            driver.text_factory = text_factory
+
+
+def exported(connection: Connection) -> str:
+    """Return the name by which other connections can see the state that this PostgreSQL connection sees."""
+    return str(connection.exec_driver_sql("SELECT pg_export_snapshot()").scalar())
+
+
+@contextmanager
+def connected(url: str, connect_args: dict[str, Any]) -> Iterator[Connection]:
+    """Yield a connection of a process that has no application."""
+    engine = create_engine(url, connect_args=connect_args, poolclass=NullPool, hide_parameters=True)
+    with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            driver: Any = connection.connection.driver_connection
+            driver.isolation_level, driver.text_factory = None, _decode  # the driver begins no transaction
+        yield connection
+
+
+def begin(connection: Connection, name: str) -> None:
+    """Begin a transaction anew that sees the state called `name`, on SQLite the newest state."""
+    connection.rollback()
+    if connection.dialect.name == "postgresql":
+        connection.execution_options(isolation_level="REPEATABLE READ")
+        connection.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{name}'")
+    else:
+        connection.exec_driver_sql("BEGIN")
+        settle(connection)
+
+
+def settle(connection: Connection) -> None:
+    """Read a row: SQLite's transaction sees the state at its first read."""
+    connection.exec_driver_sql("SELECT 1 FROM audit_heads LIMIT 1").all()
+
+
+def states(connection: Connection) -> int:
+    """Return a number that changes when somebody else commits to this SQLite database."""
+    return int(connection.exec_driver_sql("PRAGMA data_version").scalar() or 0)
