@@ -34,8 +34,8 @@ def main() -> int:
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder, database(folder, "logins") as url:
         server = Server(url, folder, root=given.checkout.resolve(), SIGNUP="open", WEB_THREADS="16")
-        server.start()
         try:
+            server.start()
             emails = [f"user{n}@clinic.test" for n in range(given.clients)]
             for email in emails:
                 body = {"first_name": "Uma", "last_name": "Otieno", "role": "doctor", "password": PASSWORD}
