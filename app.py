@@ -578,9 +578,9 @@ def list_audit(query: AuditQuery) -> StreamedList[HistoryOut]:
 
 @api.get("/media/<key>")
 @public  # the signature of the link stands for the token
-@contract(tag="Reports", errors=(403,), operation=IMAGE_FILE)
+@contract(tag="Reports", errors=(403, 502), operation=IMAGE_FILE)
 def media_file(key: str) -> Response:
-    """Get a local image by its signed link, which expires."""
+    """Get an image on local disk or S3 by its signed link, which expires."""
     return media.respond(key, request.args)
 
 

@@ -20,6 +20,7 @@ from clinic import (
     demo,
     idempotency,
     image_check,
+    image_moves,
     images,
     search,
     startup,
@@ -28,7 +29,7 @@ from clinic import (
     welcome,
 )
 from clinic.history import checkpoints, heads, keys, rotation, verification
-from clinic.stores import StoreError
+from clinic.stores import StoreError, stores
 from config import is_known_zone
 from models import Absence, Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
@@ -270,15 +271,37 @@ def images_verify() -> None:
 @images_group.command("thumbnails")
 @with_appcontext
 def images_thumbnails() -> None:
-    """Make the thumbnails that images on the local disk lack: those from before there were thumbnails.
+    """Make the thumbnails that images on the local disk or S3 lack: those from before there were thumbnails.
 
     The server may run meanwhile. You can stop this command and run it again. It names each picture that it cannot read.
     """
     try:
         _print_faults_of_each("making thumbnails", thumbnails.make_missing)
     except StoreError as error:
-        raise click.ClickException(f"The local disk failed: {error}. Run this again to go on.") from None
-    click.echo("Every image on the local disk has its thumbnail.")
+        raise click.ClickException(f"The image store failed: {error}. Run this again to go on.") from None
+    click.echo(f"Every image on {' and '.join(store.name for store in stores().with_thumbnails())} has its thumbnail.")
+
+
+STORES = {"local": "the local disk", "cloudinary": "Cloudinary", "s3": "S3"}
+
+
+@images_group.command("move")
+@click.option("--to", type=click.Choice(list(STORES)), required=True, help="the store that gets the images")
+@writing
+def images_move(to: str) -> None:
+    """Move every image to one store, from wherever it is.
+
+    Each picture is copied, read back and compared before the old one is destroyed. The server may run meanwhile. You
+    can stop this command and run it again. It names each image that it cannot move. Set IMAGE_STORE first, so that new
+    images go there too. Links to an image that is moved stop working: the next answer has the new links.
+    """
+    if stores().chosen.name != STORES[to]:
+        click.echo(f"Note: new images still go to {stores().chosen.name}. Set IMAGE_STORE={to}.", err=True)
+    try:
+        _print_faults_of_each("moving images", partial(image_moves.move_all, STORES[to]))
+    except StoreError as error:
+        raise click.ClickException(f"The image store failed: {error}. Run this again to go on.") from None
+    click.echo(f"Every image is on {STORES[to]}.")
 
 
 @click.command("check")

@@ -148,12 +148,26 @@ class Settings(BaseModel):
         "https://api.cloudinary.com",
         description="The address of Cloudinary's API. Its other regions have other addresses.",
     )
+    S3_ENDPOINT: str = Field(
+        "",
+        description="The address of an S3 server that keeps the images, such as `https://minio.clinic.example:9000`. "
+        "Empty: no S3.",
+    )
+    S3_BUCKET: str = Field("", description="The bucket on the S3 server. It must exist, and have nothing else in it.")
+    S3_ACCESS_KEY: str = Field("", description="The access key of the S3 server.")
+    S3_SECRET_KEY: str = Field("", description="The secret key of the S3 server.")
+    S3_REGION: str = Field("us-east-1", description="The region of the bucket.")
+    IMAGE_STORE: Literal["", "local", "cloudinary", "s3"] = Field(
+        "",
+        description="Where new images go: `local`, `cloudinary` or `s3`. Empty: to Cloudinary or S3, if it is set, "
+        "else to local disk. Needed where both are set.",
+    )
     IMAGE_LINK_TTL: int = Field(
         3600,
         ge=60,
         le=86_400,
-        description="Seconds that a link to a local image works at least, from 60 to 86,400. No link works for "
-        "more than twice as long.",
+        description="Seconds that a link to an image on local disk or S3 works at least, from 60 to 86,400. No link "
+        "works for more than twice as long.",
     )
     BCRYPT_LOG_ROUNDS: int = Field(
         12,
@@ -255,7 +269,7 @@ class Settings(BaseModel):
             raise ValueError("must be memory:// or begin with redis:// or rediss://")
         return uri
 
-    @field_validator("PUBLIC_URL", "PASSWORD_RESET_URL", "CLOUDINARY_UPLOAD_PREFIX")
+    @field_validator("PUBLIC_URL", "PASSWORD_RESET_URL", "CLOUDINARY_UPLOAD_PREFIX", "S3_ENDPOINT")
     @classmethod
     def _is_address(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):
@@ -273,6 +287,36 @@ class Settings(BaseModel):
         account = self.CLOUDINARY_CLOUD_NAME, self.CLOUDINARY_API_KEY, self.CLOUDINARY_API_SECRET
         if any(account) and not all(account):
             raise ValueError("set all three of CLOUDINARY_CLOUD_NAME, _API_KEY and _API_SECRET, or none of them")
+        return self
+
+    @field_validator("S3_ENDPOINT")
+    @classmethod
+    def _is_server(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?", url, re.ASCII):
+            raise ValueError("must be http://HOST:PORT or https://HOST:PORT, with no path; the bucket is S3_BUCKET")
+        if url:
+            urlsplit(url).port  # noqa: B018  # raises ValueError if it is out of range
+        return url
+
+    @field_validator("S3_BUCKET")
+    @classmethod
+    def _is_bucket(cls, name: str) -> str:
+        """The rules of S3: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
+        if name and (not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", name) or ".." in name):
+            raise ValueError("has 3 to 63 small letters, digits, hyphens and dots")
+        return name
+
+    @model_validator(mode="after")
+    def _has_whole_store(self) -> Self:
+        """Check that a store has all of its settings, and that it is said which store gets new images."""
+        bucket = self.S3_ENDPOINT, self.S3_BUCKET, self.S3_ACCESS_KEY, self.S3_SECRET_KEY
+        if any(bucket) and not all(bucket):
+            raise ValueError("set all four of S3_ENDPOINT, S3_BUCKET, S3_ACCESS_KEY and S3_SECRET_KEY, or none of them")
+        known = {"local": True, "cloudinary": bool(self.CLOUDINARY_CLOUD_NAME), "s3": bool(self.S3_ENDPOINT)}
+        if known["cloudinary"] and known["s3"] and not self.IMAGE_STORE:
+            raise ValueError("IMAGE_STORE must say where new images go: both CLOUDINARY_* and S3_* are set")
+        if not known.get(self.IMAGE_STORE, True):
+            raise ValueError(f"IMAGE_STORE is {self.IMAGE_STORE}, but {self.IMAGE_STORE.upper()}_* are not set")
         return self
 
     @property
@@ -310,7 +354,8 @@ def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     except ValidationError as error:
         raise ConfigError(
             "\n".join(
-                f"Setting {e['loc'][0] if e['loc'] else 'CLOUDINARY'}: {e['msg'].removeprefix('Value error, ')}."
+                f"Setting {e['loc'][0] if e['loc'] else _first_setting(e['msg'])}: "
+                f"{e['msg'].removeprefix('Value error, ')}."
                 for e in error.errors()
             )
         ) from None
@@ -328,6 +373,12 @@ def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     engine_options = _engine_options(flask_settings["SQLALCHEMY_DATABASE_URI"], settings.WEB_THREADS)
     others = {name: value for name, value in given.items() if name not in Settings.model_fields}
     return {"SQLALCHEMY_ENGINE_OPTIONS": engine_options, **settings.model_dump(), **flask_settings, **others}
+
+
+def _first_setting(text: str) -> str:
+    """Return the setting that a sentence about several settings names first."""
+    named: list[str] = re.findall(r"\w+", text)
+    return next(name for name in named if name in Settings.model_fields)
 
 
 def _check_production(settings: Settings) -> None:

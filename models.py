@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -878,7 +878,10 @@ class Image(Record):
     __table_args__ = (Index(None, "report_id"), KEEP_IDS)
 
     report_id: Mapped[int] = mapped_column(ForeignKey("reports.id"))
-    image_url: Mapped[str] = mapped_column(Text)  # as Cloudinary returned it; on local disk the key of the file
+    ON_S3: ClassVar[str] = "s3:"  # begins the image_url of an image on S3
+
+    # As Cloudinary returned it. On local disk the key of the file, `<public_id>.<format>`; on S3 `ON_S3` and the key.
+    image_url: Mapped[str] = mapped_column(Text)
     public_id: Mapped[str] = mapped_column(String(255), unique=True)
     format: Mapped[str] = mapped_column(String(8))
     width: Mapped[int]
@@ -894,7 +897,20 @@ class Image(Record):
     @staticmethod
     def store_of(image_url: str) -> str:
         """Return the name of the store that has the image of this `image_url`."""
+        if image_url.startswith(Image.ON_S3):
+            return "S3"
         return "Cloudinary" if "://" in image_url else "the local disk"
+
+    @staticmethod
+    def key_of(image_url: str) -> str:
+        """Return the key of an image on local disk or S3, under which its links name it."""
+        return image_url.removeprefix(Image.ON_S3)
+
+    @classmethod
+    def is_on(cls, store: str) -> ColumnElement[bool]:
+        """Return whether the store with this name has the image, as `store_of` tells."""
+        on_s3, on_cloudinary = cls.image_url.startswith(cls.ON_S3), cls.image_url.contains("://")
+        return {"S3": on_s3, "Cloudinary": ~on_s3 & on_cloudinary}.get(store, ~on_s3 & ~on_cloudinary)
 
 
 NOTHING_REPORTED = (

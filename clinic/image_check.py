@@ -19,8 +19,8 @@ def verify(begin: Callable[[int], None], progress: Callable[[int], None]) -> Ite
     """
     before = _images()
     known = stores()
-    kept = {store.name: set(store.public_ids()) for store in (known.local, known.cloudinary) if store}
-    thumbnails = set(known.local.thumbnail_ids()) - kept[known.local.name]
+    kept = {store.name: set(store.public_ids()) for store in known}
+    thumbnails = {store.name: set(store.thumbnail_ids()) - kept[store.name] for store in known.with_thumbnails()}
     after = _images()
     with reader() as connection:
         uploads = set(connection.scalars(select(Upload.public_id)))
@@ -34,8 +34,9 @@ def verify(begin: Callable[[int], None], progress: Callable[[int], None]) -> Ite
     for name, public_ids in kept.items():
         for public_id in sorted(public_ids - after.keys() - uploads):
             yield f"a picture on {name} belongs to no image: {public_id}"
-    for public_id in sorted(thumbnails - after.keys() - uploads):
-        yield f"a thumbnail on {known.local.name} belongs to no image: {public_id}"
+    for name, public_ids in thumbnails.items():
+        for public_id in sorted(public_ids - after.keys() - uploads):
+            yield f"a thumbnail on {name} belongs to no image: {public_id}"
 
 
 def _images() -> dict[str, Any]:

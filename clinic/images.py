@@ -7,7 +7,7 @@ dies, a row names each image that no report has.
 import logging
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ class Uploads:
     def attach_to(self, report: Report, replace: bool = False) -> None:
         """Give the images to the report, in the transaction that is open. Raises `ImageStoreFailed` after a sweep."""
         with db.session.no_autoflush:  # a change of the report and of its images is one new version
-            self._strike_out()
+            strike_out(list(self.pictures))
         images = [
             Image(
                 public_id=public_id,
@@ -127,17 +127,25 @@ class Uploads:
         ]
         report.add_images(images, replace)
 
-    def _strike_out(self) -> None:
-        """Delete the rows of the uploads. A sweep claims uploads that take over an hour."""
-        if not self.pictures:
-            return
-        struck = db.session.execute(
-            delete(Upload)
-            .where(Upload.public_id.in_(list(self.pictures)), Upload.claimed_at.is_(None))
-            .returning(Upload.public_id)
-        ).all()
-        if len(struck) != len(self.pictures):
-            raise errors.ImageStoreFailed("The images took too long to send. Nothing was saved; please try again.")
+
+def strike_out(public_ids: list[str]) -> None:
+    """Delete the rows of these uploads. Raises `ImageStoreFailed` after a sweep, which claims what takes over an hour.
+
+    Commits nothing: the same transaction makes the images.
+    """
+    if not public_ids:
+        return
+    struck = db.session.execute(
+        delete(Upload).where(Upload.public_id.in_(public_ids), Upload.claimed_at.is_(None)).returning(Upload.public_id)
+    ).all()
+    if len(struck) != len(public_ids):
+        raise errors.ImageStoreFailed("The images took too long to send. Nothing was saved; please try again.")
+
+
+def announce(public_ids: Iterable[str], store: str) -> None:
+    """Commit a row for each upload that is about to be sent to this store."""
+    with db.engine.begin() as connection:
+        connection.execute(insert(Upload), [{"public_id": one, "store": store} for one in public_ids])
 
 
 @contextmanager
@@ -151,22 +159,20 @@ def uploaded(files: Sequence[FileStorage]) -> Iterator[Uploads]:
     sending = {secrets.token_hex(20): picture for picture in _checked(files)}
     try:
         if sending:
-            store = stores().chosen.name
-            with db.engine.begin() as connection:
-                connection.execute(insert(Upload), [{"public_id": one, "store": store} for one in sending])
+            announce(sending, stores().chosen.name)
         yield Uploads(sending, _send_all(sending) if sending else {})
     except BaseException:
         db.session.rollback()
         if sending:
-            _take_back(list(sending))
+            take_back(list(sending), stores().chosen.name)
         raise
     finally:
         for picture in sending.values():
             picture.close()
 
 
-def _take_back(public_ids: list[str]) -> None:
-    """Destroy the uploads that no report has. The sweep destroys what fails here.
+def take_back(public_ids: list[str], store: str) -> None:
+    """Destroy the uploads in this store that no report has. The sweep destroys what fails here.
 
     Uploads that a sweep has claimed are destroyed again: they may have reached the store after the sweep.
     """
@@ -175,12 +181,12 @@ def _take_back(public_ids: list[str]) -> None:
             # waits for a commit that is still under way, although it failed for us
             connection.execute(update(Upload).where(Upload.public_id.in_(public_ids)).values(claimed_at=now()))
             kept = set(connection.scalars(select(Image.public_id).where(Image.public_id.in_(public_ids))))
-        _destroy_claimed({one: stores().chosen.name for one in public_ids if one not in kept})
+        destroy_claimed({one: store for one in public_ids if one not in kept})
     except Exception:
         log.exception("%d uploads are left to the sweep (flask purge)", len(public_ids))
 
 
-def _destroy_claimed(uploads: Mapping[str, str]) -> None:
+def destroy_claimed(uploads: Mapping[str, str]) -> None:
     """Destroy uploads; `uploads` maps public_id to store name. Raises `StoreError` after it tried every store."""
     failed: dict[str, StoreError] = {}
     for public_id, store in uploads.items():
@@ -208,6 +214,6 @@ def sweep() -> int:
         )
         rows = connection.execute(select(Upload.public_id, Upload.store).where(Upload.claimed_at.is_not(None)))
         claimed = {row.public_id: row.store for row in rows}
-    _destroy_claimed(claimed)
+    destroy_claimed(claimed)
     stores().local.delete_drafts((now() - ABANDONED_AFTER).timestamp())
     return len(claimed)

@@ -48,17 +48,20 @@ def _current() -> _Call | None:
 def deadline(seconds: float) -> Iterator[None]:
     """Cut the connection of the block's call after this time. The pool must be `interruptible`.
 
-    Raises TimeoutError instead of what the cut call raises.
+    Raises TimeoutError instead of what the cut call raises, and where a cut call looks whole: headers that were cut do.
     """
     call = _calls.current = _Call()
     timer = threading.Timer(seconds, call.end)
     timer.daemon = True
     timer.start()
+    late = TimeoutError(f"it did not end within {seconds} seconds")
     try:
         yield
-    except Exception as error:
         if call.is_over:
-            raise TimeoutError(f"it did not end within {seconds} seconds") from error
+            raise late
+    except Exception as error:
+        if call.is_over and error is not late:
+            raise late from error
         raise
     finally:
         timer.cancel()

@@ -77,7 +77,7 @@ class CloudinaryDouble:
         self._lock, self._released = threading.Lock(), threading.Event()
         self.reset()
         self.delay = delay
-        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"double": self}))
+        self._server = DoubleServer(("127.0.0.1", port), type("Handler", (_Handler,), {"double": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
@@ -267,7 +267,7 @@ def _transformed(image: Stored, transformation: str) -> Stored:
     return Stored(content.getvalue(), image.type, image.format, *limited.size)
 
 
-class _Server(ThreadingHTTPServer):
+class DoubleServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # beyond the default of 5, a burst of connections waits a second for TCP's retry
 

@@ -25,6 +25,7 @@ from server.limits import limiter
 from testing.cloudinary_double import CloudinaryDouble
 from testing.postgresql import copy_database, postgresql_server, run_sql
 from testing.postgresql import empty_database as empty_database_at
+from testing.s3_double import S3Double
 
 ENGINES = ("sqlite", "postgresql")
 
@@ -274,6 +275,30 @@ def at_home(app: Flask, make_app: Callable[..., Flask]) -> Callable[[Client, str
 def clouded(cloud_app: Flask, doctor: Client) -> Client:
     """The doctor at a clinic that keeps its images on Cloudinary."""
     return Client(cloud_app, doctor.token, doctor.user)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Double]:
+    with S3Double() as double:
+        yield double
+
+
+@pytest.fixture
+def s3(s3_server: S3Double) -> S3Double:
+    s3_server.reset()
+    return s3_server
+
+
+@pytest.fixture
+def s3_app(app: Flask, make_app: Callable[..., Flask], s3: S3Double) -> Flask:
+    """The same application with its new images on S3."""
+    return make_app(**s3.settings, INSTANCE_PATH=app.config["INSTANCE_PATH"])
+
+
+@pytest.fixture
+def on_s3(s3_app: Flask, doctor: Client) -> Client:
+    """The doctor at a clinic that keeps its images on S3."""
+    return Client(s3_app, doctor.token, doctor.user)
 
 
 REDIS = shutil.which("redis-server")

@@ -1,4 +1,4 @@
-"""A Cloudinary that never ends its answer: each call ends by one deadline for the whole of it."""
+"""A store that never ends its answer: each call ends by one deadline for the whole of it."""
 
 import io
 import os
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import ModuleType
 
 import pytest
 from client import Client, assert_refused
@@ -15,7 +16,7 @@ from flask import Flask
 from PIL import Image
 from sql import snapshot
 
-from clinic import stores
+from clinic.stores import cloudinary_store, s3
 
 DEADLINE = 1.0  # seconds
 
@@ -69,7 +70,7 @@ Manner = Callable[[socket.socket], None]
 
 @pytest.fixture
 def slow_store() -> Iterator[Callable[[Manner, str], str]]:
-    """Serves a Cloudinary that answers in this manner; gives its address."""
+    """Serves a store that answers in this manner; gives its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     manners: list[Manner] = []
@@ -96,6 +97,16 @@ def slow_store() -> Iterator[Callable[[Manner, str], str]]:
     listener.close()
 
 
+ACCOUNTS: dict[ModuleType, tuple[dict[str, str], str]] = {  # the settings of an account, and the name of its address
+    cloudinary_store: (
+        {"CLOUDINARY_CLOUD_NAME": "clinic", "CLOUDINARY_API_KEY": "1", "CLOUDINARY_API_SECRET": "secret"},
+        "CLOUDINARY_UPLOAD_PREFIX",
+    ),
+    s3: ({"S3_BUCKET": "images", "S3_ACCESS_KEY": "1", "S3_SECRET_KEY": "secret"}, "S3_ENDPOINT"),
+}
+
+
+@pytest.mark.parametrize("store", ACCOUNTS, ids=lambda module: module.__name__.rpartition(".")[2])
 @pytest.mark.parametrize(
     ("manner", "scheme"),
     [
@@ -115,16 +126,17 @@ def test_an_upload_to_a_store_that_trickles_ends_by_its_deadline(
     monkeypatch: pytest.MonkeyPatch,
     manner: Manner,
     scheme: str,
+    store: ModuleType,
 ) -> None:
-    monkeypatch.setattr(stores, "UPLOAD_TIMEOUT", DEADLINE)
-    monkeypatch.setattr(stores, "DESTROY_TIMEOUT", DEADLINE)
-    monkeypatch.setattr(stores, "CONNECT_TIMEOUT", DEADLINE)
-    account = {"CLOUDINARY_CLOUD_NAME": "clinic", "CLOUDINARY_API_KEY": "1", "CLOUDINARY_API_SECRET": "secret"}
-    here = {"CLOUDINARY_UPLOAD_PREFIX": slow_store(manner, scheme), "INSTANCE_PATH": app.config["INSTANCE_PATH"]}
+    for name in ("UPLOAD_TIMEOUT", "DESTROY_TIMEOUT", "CONNECT_TIMEOUT"):
+        monkeypatch.setattr(store, name, DEADLINE)
+    account, address = ACCOUNTS[store]
+    here = {address: slow_store(manner, scheme), "INSTANCE_PATH": app.config["INSTANCE_PATH"]}
     sender = Client(make_app(**account, **here), doctor.token, doctor.user)
     form = {"patient_id": str(make_patient(doctor)["id"]), "images": files(noise())}
     before, began = snapshot(app), time.monotonic()
     assert_refused(sender.post("/reports", data=form), 502)
     assert time.monotonic() - began < 4 * DEADLINE + 2  # the upload, and the taking back of it
     after = snapshot(app)
-    assert {**after, "uploads": []} == before  # the row of the upload waits for the sweep
+    assert {**after, "uploads": []} == before
+    assert len(after["uploads"]) == 1  # the taking back failed, too: the row waits for the sweep

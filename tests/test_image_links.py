@@ -16,7 +16,7 @@ from flask import Flask
 from PIL import Image
 from sql import snapshot, stored_files
 
-from clinic import stores
+from clinic import image_links
 from server import pictures
 
 
@@ -151,7 +151,7 @@ def test_a_link_that_has_expired_is_refused(app: Flask, doctor: Client, monkeypa
     link = make_report(doctor, make_patient(doctor)["id"])["images"][0]["image_url"]
     expires = int(dict(parse_qsl(urlsplit(link).query))["expires"])
     for clock, status in ((expires - 1, 200), (expires + 1, 403)):
-        monkeypatch.setattr(stores.time, "time", lambda clock=clock: clock)
+        monkeypatch.setattr(image_links.time, "time", lambda clock=clock: clock)
         assert Client(app).get(link).status_code == status
 
 

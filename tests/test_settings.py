@@ -69,7 +69,7 @@ def write(path: Path, text: str) -> None:
 def example() -> dict[str, str | None]:
     """The settings of .env.example, those that are switched off by a # included."""
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
-    return dotenv_values(stream=io.StringIO(re.sub(r"^#(?=[A-Z_]+=)", "", text, flags=re.MULTILINE)))
+    return dotenv_values(stream=io.StringIO(re.sub(r"^#(?=[A-Z0-9_]+=)", "", text, flags=re.MULTILINE)))
 
 
 def test_the_example_names_every_setting_and_no_other() -> None:
@@ -96,7 +96,7 @@ def test_the_example_is_for_development() -> None:
 def rows_of_the_page() -> list[tuple[str, str, str]]:
     """The table of docs/settings.md: name, default and description."""
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    return re.findall(r"^\| `([A-Z_]+)` \| (.*?) ?\| (.+) \|$", page, re.MULTILINE)
+    return re.findall(r"^\| `([A-Z0-9_]+)` \| (.*?) ?\| (.+) \|$", page, re.MULTILINE)
 
 
 def test_the_page_of_the_settings_has_every_setting_and_no_other() -> None:
@@ -187,6 +187,21 @@ def test_cloudinary_may_be_set_by_one_url(read: Read) -> None:
     ]
 
 
+S3 = {"S3_ENDPOINT": "https://s3.example/", "S3_BUCKET": "images", "S3_ACCESS_KEY": "key", "S3_SECRET_KEY": "secret"}
+
+
+def test_a_server_on_s3_needs_no_region(read: Read) -> None:
+    setting = read(**DEVELOPMENT, **S3)
+    assert (setting["S3_ENDPOINT"], setting["S3_REGION"]) == ("https://s3.example", "us-east-1")
+
+
+def test_with_two_stores_it_is_said_where_new_images_go(read: Read) -> None:
+    both = {**DEVELOPMENT, **S3, "CLOUDINARY_URL": "cloudinary://123:secret@clinic"}
+    with pytest.raises(ConfigError, match="Setting IMAGE_STORE: IMAGE_STORE must say where new images go"):
+        read(**both)
+    assert read(**both, IMAGE_STORE="s3")["IMAGE_STORE"] == "s3"
+
+
 @pytest.mark.parametrize(("given", "meaning"), [("KE", "KE"), ("ke", "KE"), ("", "")])
 def test_the_region_of_phone_numbers_is_a_country_or_none(read: Read, given: str, meaning: str) -> None:
     assert read(**DEVELOPMENT, PHONE_REGION=given)["PHONE_REGION"] == meaning
@@ -252,6 +267,14 @@ def test_production_starts_with_settings_that_are_strong(home: Path, read: Read)
         ("LOG_LEVEL", "LOUD"),
         ("CLOUDINARY_URL", "https://example.com"),
         ("CLOUDINARY_CLOUD_NAME", "without-a-key"),
+        ("S3_ENDPOINT", "minio:9000"),
+        ("S3_ENDPOINT", "https://minio.clinic.example/images"),
+        ("S3_ENDPOINT", "https://minio.clinic.example:70000"),
+        ("S3_BUCKET", "Images"),
+        ("S3_ACCESS_KEY", "alone"),
+        ("IMAGE_STORE", "s3"),
+        ("IMAGE_STORE", "cloudinary"),
+        ("IMAGE_STORE", "floppy"),
         ("MAIL_PORT", "-1"),
         ("DATABASE_URL", "hosi"),
         ("DATABASE_URL", "mysql://db/clinic"),

@@ -20,6 +20,7 @@ from flask import Flask
 from PIL import ExifTags, Image
 from sql import sql, stored_files
 
+from clinic.stores.store import StoredPicture
 from testing.cloudinary_double import CloudinaryDouble
 
 LARGE = picture("PNG", (1300, 900))
@@ -262,7 +263,7 @@ def test_the_command_stops_when_the_disk_is_full(app: Flask, doctor: Client, mon
         fill_the_disk(patched)
         exit_code, said = run_cli(app, "images", "thumbnails")
     assert exit_code == 1
-    assert "Error: The local disk failed: " in said
+    assert "Error: The image store failed: [Errno 28]" in said
     assert len(stored_files(app)) == 2, "no draft is left"
     make_missing(app)
 
@@ -306,8 +307,8 @@ def test_a_thumbnail_that_is_made_while_its_picture_is_erased_is_erased_too(
 def test_two_commands_at_once_do_no_harm(app: Flask, doctor: Client) -> None:
     make_old_image(doctor, *[LARGE] * 6)
     store = app.extensions["image_stores"].local
-    keys = [path.name for path in stored_files(app)]
-    at_once(*[lambda: [store.add_thumbnail(key) for key in keys]] * 2)
+    pictures = [StoredPicture(path.name, len(LARGE), "") for path in stored_files(app)]
+    at_once(*[lambda: [store.add_thumbnail(one) for one in pictures]] * 2)
     assert len(thumbnail_files(app)) == 6
     assert len(stored_files(app)) == 12
 
