@@ -17,6 +17,7 @@ from clinic import (
     availability,
     listeners,
     merging,
+    nodes,
     passwords,
     refusals,
     reports,
@@ -600,6 +601,7 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     for part in (errors, refusals, database, fast_reads, startup, passwords, sessions, limits, stores, cli, web):
         part.init_app(app)
     listeners.register()
+    nodes.init_app(app)
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
     system.init_app(app, ABOUT, LINKS, accounts.who_may_sign_up, timezone.check_timezone, stores.origins(app))

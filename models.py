@@ -1140,6 +1140,16 @@ class Clinic(Base):
     timezone: Mapped[str | None] = mapped_column(String(64))  # that times were entered under: clinic/timezone.py
 
 
+class Node(Base):
+    """A folder of images on the local disk of a node, and when a server with it was last seen: clinic/nodes.py."""
+
+    __tablename__ = "nodes"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    seen_at: Mapped[datetime] = mapped_column(UTCDateTime)
+
+
 class IdempotencyKey(Base):
     """The Idempotency-Key of a POST, and the record that the POST made."""
 
