@@ -1,6 +1,6 @@
 """nodes that keep images on disks of their own are known to each other
 
-Revision ID: 0016
+Revision ID: 0015
 Revises: 0014
 Create Date: 2026-11-27 07:40:00
 """
@@ -8,7 +8,7 @@ Create Date: 2026-11-27 07:40:00
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0016"
+revision = "0015"
 down_revision = "0014"
 branch_labels = None
 depends_on = None
