@@ -17,7 +17,7 @@ from clinic import rights
 from clinic.stores import S3Store, stores
 from clinic.stores.store import THUMBNAIL, NoPicture, StoredPicture, StoreError, copy_of, public_id_of, thumbnail_key
 from models import Image, Report, User
-from server import errors, fast_reads
+from server import errors, fast_reads, gate
 from server.pictures.thumbnails import is_thumbnail
 
 access_log = logging.getLogger("hosi.access")
@@ -167,7 +167,7 @@ def _fetch(key: str, image: _Linked) -> tuple[str, IO[bytes]]:
     store = stores().s3
     if store is None:
         raise StoreError("there are images on S3, whose credentials are not set")
-    with store.reading():
+    with gate.outside(), store.reading():
         if key.endswith(THUMBNAIL) and (thumbnail := store.thumbnail(public_id_of(key))):
             return key, BytesIO(thumbnail)
         return Image.key_of(image.image_url), copy_of(store, image.picture)
