@@ -186,9 +186,7 @@ def main() -> int:
     given = options.parse_args()
     tools = ("nginx", "pgbouncer", *(["patroni", "etcd"] if given.patroni else []))
     if missing := missing_tools(*tools):
-        print(
-            f"This needs {', '.join(missing)}: on Debian, apt-get install postgresql nginx pgbouncer patroni etcd-server"
-        )
+        print(f"This needs {', '.join(missing)}: apt-get install postgresql nginx pgbouncer patroni etcd-server")
         return 1
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, ExitStack() as stack:
         os.chmod(name, 0o777)  # the user postgres writes into it, too
