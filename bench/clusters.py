@@ -66,7 +66,7 @@ class Postgres:
 
     def make(self, synchronous: bool) -> None:
         """Make an empty cluster that replicates to a standby named `standby`."""
-        run(*as_postgres(_tool("initdb"), "-D", self.data, "-A", "trust", "-U", "postgres", "--no-sync"))
+        run(*as_postgres(tool("initdb"), "-D", self.data, "-A", "trust", "-U", "postgres", "--no-sync"))
         names = "'standby'" if synchronous else "''"
         settings = (
             "listen_addresses = '*'",
@@ -84,14 +84,14 @@ class Postgres:
     def copy(self, primary: "Postgres") -> None:
         """Make this a standby of `primary`."""
         backup = f"{primary.address} application_name=standby"
-        run(*as_postgres(_tool("pg_basebackup"), "-D", self.data, "-R", "-X", "stream", "-d", backup))
+        run(*as_postgres(tool("pg_basebackup"), "-D", self.data, "-R", "-X", "stream", "-d", backup))
         with (self.data / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"unix_socket_directories = '{self.data}'\nsynchronous_standby_names = ''\n")
 
     def start(self) -> None:
         """Start the server, and return when it answers."""
         inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
-        command = as_postgres(_tool("postgres"), "-D", self.data, "-p", str(self.port))
+        command = as_postgres(tool("postgres"), "-D", self.data, "-p", str(self.port))
         with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*inside, *command], stdout=log, stderr=log, start_new_session=True, cwd="/"
@@ -117,7 +117,7 @@ class Postgres:
 
     def promote(self) -> None:
         """Make a standby the primary."""
-        run(*as_postgres(_tool("pg_ctl"), "promote", "-w", "-D", self.data))
+        run(*as_postgres(tool("pg_ctl"), "promote", "-w", "-D", self.data))
 
     def kill(self) -> None:
         """Kill the server, all its processes, at once."""
@@ -135,7 +135,8 @@ def _family(pid: int) -> list[int]:
     return [pid, *(one for child in children for one in _family(int(child)))]
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
+    """Return the path of a program of PostgreSQL."""
     folder = _bin()
     assert folder
     return str(folder / name)
