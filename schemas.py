@@ -528,7 +528,7 @@ class MergedOut(Out):
     """A patient who was merged into another."""
 
     id: int = Field(examples=[5])
-    mrn: str = Field(examples=["7350921864"], max_length=10)  # a PATCH that sends it back may be so much larger
+    mrn: str = Field(examples=["7350921864"])
 
 
 class PatientOut(RecordOut):

@@ -55,14 +55,12 @@ class _Reading:
         self.dialect = engine.dialect
         self.connection = engine.raw_connection()
         self.ahead: _Ahead | None = None
-        if self.dialect.name == "postgresql":
-            self.connection.driver_connection.autocommit = True  # type: ignore[union-attr]
+        driver: Any = self.connection.driver_connection
+        if self.dialect.name == "postgresql" and not driver.autocommit:
+            driver.autocommit = True  # it stays so: `database` ends it where a transaction begins
 
     def close(self) -> None:
         """Return the connection to the pool."""
-        driver: Any = self.connection.driver_connection
-        if self.dialect.name == "postgresql" and driver is not None and not driver.closed:
-            driver.autocommit = False
         self.connection.close()
 
 

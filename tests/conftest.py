@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, FLAGS, MISSING, Clinic
-from client import Client, listening, migrate
+from client import Client, listening, migrate, wait_until
 from factories import USUAL, new_login, sign_up
 from flask import Flask
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -227,11 +227,12 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture
-def clinic(address: str, page: Page) -> Iterator[Clinic]:
+def clinic(app: Flask, address: str, page: Page) -> Iterator[Clinic]:
     """The clinic's page. Its console must stay clean."""
     opened = Clinic(page, address)
     yield opened
     opened.await_pictures()
+    wait_until(lambda: connections_in_use(app) == 0)  # what is under way
     assert not opened.faults
 
 

@@ -129,8 +129,8 @@ def test_no_json_larger_than_its_fields_is_read(app: Flask, doctor: Client, meth
         return
     path = existing[path] if method == "PATCH" else path
     before = snapshot(app)
-    assert_refused(send_raw(doctor, method, path, Unreadable(), 800_000), 413)
-    assert_refused(send_raw(doctor, method, path, io.BytesIO(b" " * 800_000), None), 413)
+    assert_refused(send_raw(doctor, method, path, Unreadable(), 900_000), 413)
+    assert_refused(send_raw(doctor, method, path, io.BytesIO(b" " * 900_000), None), 413)
     assert snapshot(app) == before
 
 

@@ -175,12 +175,13 @@ def test_a_tail_that_is_cut_off_is_found_though_an_older_head_is_put_back(lived:
 
 
 def test_sign_ins_that_are_cut_off_are_found_though_an_older_head_is_put_back(lived: Flask) -> None:
-    older = rows(lived, AuditHead, AuditHead.kind == "sign-in")
-    newest = older[0]["seq"]
+    older = {head["record_id"]: head for head in rows(lived, AuditHead, AuditHead.kind == "sign-in")}
     sign_in(lived, "Dora")
-    sql(lived, f"DELETE FROM audit_entries WHERE kind = 'sign-in' AND seq > {newest}")
+    newer = {head["record_id"]: head["seq"] for head in rows(lived, AuditHead, AuditHead.kind == "sign-in")}
+    [(chain, before)] = [(chain, head["seq"]) for chain, head in older.items() if head["seq"] != newer[chain]]
+    sql(lived, f"DELETE FROM audit_entries WHERE kind = 'sign-in' AND record_id = {chain} AND seq > {before}")
     sql(lived, "DELETE FROM audit_heads WHERE kind = 'sign-in'")
-    put(lived, AuditHead, *older)
+    put(lived, AuditHead, *older.values())
     assert verify(lived) == "sign-ins: its newest entries were removed.\nError: 1 found.\n"
 
 
