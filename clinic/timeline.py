@@ -47,7 +47,7 @@ def of(patient_id: int, query: TimelineQuery) -> StreamedList[Any]:
 
     Raises `NotFound`. Raises `Invalid` for a cursor of another timeline.
     """
-    PATIENTS.get(patient_id)
+    PATIENTS.fields_of(patient_id)
     kinds = _kinds_shown()
     scope = f"timeline|{patient_id}|{len(kinds)}"
     at, *ids = read_cursor(query.cursor, scope) if query.cursor else [LATEST, *[LARGEST_ID] * len(kinds)]

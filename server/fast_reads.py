@@ -55,6 +55,9 @@ class _Reading:
         self.dialect = engine.dialect
         self.connection = engine.raw_connection()
         self.ahead: _Ahead | None = None
+
+    def begin(self) -> None:
+        """Let every statement be its own transaction."""
         driver: Any = self.connection.driver_connection
         if self.dialect.name == "postgresql" and not driver.autocommit:
             driver.autocommit = True  # it stays so: `database` ends it where a transaction begins
@@ -78,6 +81,7 @@ def read(statement: ClauseElement, values: Mapping[str, Any]) -> Sequence[Row]:
     try:
         if not reading:
             reading = g.reading = _Reading(db.engine)
+            reading.begin()
         cursor = reading.connection.cursor()
         cursor.execute(prepared.sql, prepared.parameters(values))
         rows: Sequence[Row] = cursor.fetchall()
