@@ -46,7 +46,9 @@ def create_floor(url: str, jwt_key: str, link_key: str, timezone: str, lifetime:
     signing, linking = jwt_key.encode(), hashlib.sha256(b"links to images:" + link_key.encode()).digest()
     utc = ZoneInfo("UTC")
     if sqlite:
-        connection: Any = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+        connection: Any = sqlite3.connect(
+            url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False
+        )  # a stream changes threads
     else:
         connection = psycopg2.connect(url)
         connection.autocommit = True

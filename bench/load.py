@@ -6,9 +6,12 @@ One thread and one epoll, so that the load takes little of the cores that the se
 """
 
 import json
+import re
 import selectors
+import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +110,22 @@ def mix(token: str, patients: int = 500, write_every: int = 10) -> Callable[[], 
 
 
 def rate(port: int, path: str, token: str, connections: int, seconds: float = 3) -> float:
-    """Return how many reads of this address are answered in a second."""
+    """Return how many reads of this address are answered in a second. wrk, if installed, takes less of the cores."""
+    if shutil.which("wrk"):
+        bearer = f"Authorization: Bearer {token}"
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds:.0f}s",
+            "-H",
+            bearer,
+            f"http://127.0.0.1:{port}{path}",
+        ]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        if "Non-2xx" in said:
+            raise SystemExit(said)
+        return float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
     request = read_of(path, token)
     load = run(port, lambda: request, connections, seconds)
     if load.failures:
