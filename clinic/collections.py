@@ -245,8 +245,11 @@ def _with_names(kind: type[Appointment | Report]) -> FromClause:
 
 
 def _read_merged(fields: Fields, _: Row) -> None:
-    merged = fields["merged"] or []
-    fields["merged"] = orjson.loads(merged) if isinstance(merged, str) else merged  # SQLite stores JSON as a text
+    merged = fields["merged"]
+    if merged is None:
+        fields["merged"] = []
+    elif isinstance(merged, str):  # SQLite stores JSON as a text
+        fields["merged"] = orjson.loads(merged)
 
 
 def _add_people(fields: Fields, row: Row) -> None:

@@ -29,23 +29,25 @@ LONGEST_ID = 64  # characters of the file that are read
 
 
 def init_app(app: Flask) -> None:
-    """Write the node of a process at its first request that uses the database, and again every `REFRESH` seconds."""
-    app.before_request(_refresh)
+    """Write the node of a process at its first request that uses the database, and again every `REFRESH` seconds.
+
+    Does so only where images are local and `PUBLIC_URL` says that this is no developer's machine.
+    """
+    kept = app.extensions["image_stores"]
+    if app.config["PUBLIC_URL"] and kept.chosen is kept.local:
+        app.before_request(_refresh)
 
 
 def _refresh() -> None:
-    kept = stores()
-    if not current_app.config["PUBLIC_URL"] or kept.chosen is not kept.local:
+    due = current_app.extensions.get("node_due", 0.0)
+    if time.monotonic() < due:
         return
     contract = getattr(current_app.view_functions.get(request.endpoint or ""), "contract", None)
     if not (contract and contract.uses_database):
         return
-    due = current_app.extensions.get("node_due", 0.0)
-    if time.monotonic() < due:
-        return
     current_app.extensions["node_due"] = time.monotonic() + REFRESH
     try:
-        others = _note(_node_id(kept.local.folder))
+        others = _note(_node_id(stores().local.folder))
     except (SQLAlchemyError, OSError) as error:  # the request itself will tell
         log.debug("the node was not noted: %s", error)
         return

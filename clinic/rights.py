@@ -80,7 +80,8 @@ def hidden_fields(kind: type[Record], owner_id: int | None = None) -> frozenset[
     """Return the fields that the caller may not see in records of this kind. Without a caller nobody sees them."""
     if kind in SEEN_BY_OWNER and "caller" in g and owner_id == g.caller.id:
         return frozenset()
-    return _hidden_from(kind, g.caller.role if "caller" in g else "")
+    who: Caller | None = g.get("caller")
+    return _hidden_from(kind, who.role if who else "")
 
 
 @cache
