@@ -618,7 +618,7 @@ class Appointment(ClinicalRecord):
         Raises `Conflict` for a doctor or patient who can have no new appointment, and for a time at which the doctor is
         absent, or not at work unless `off_hours` is sent.
         """
-        was_booked, old_slot, old_status = self.is_booked, self.slot, self.status
+        was_booked, old_slot, old_status, was_off_hours = self.is_booked, self.slot, self.status, self.off_hours
         super().change(changes)
         if self.is_booked and (not was_booked or self.slot != old_slot):
             self._refuse_impossible_time()
@@ -628,6 +628,8 @@ class Appointment(ClinicalRecord):
         if self.is_booked and (not was_booked or self.slot.of_doctor != old_slot.of_doctor):
             is_moved = self.slot.of_doctor != old_slot.of_doctor
             self._refuse_missing_doctor(bool(changes.get("off_hours")) if is_moved else self.off_hours)
+        elif was_booked and self.slot.of_doctor == old_slot.of_doctor:
+            self.off_hours = was_off_hours  # it tells what was allowed for this slot
         if self.status in DONE and (self.status, self.slot) != (old_status, old_slot):
             self._refuse_before_its_day()
 
@@ -847,9 +849,8 @@ class Absence(Record):
         return errors.Conflict(text, {field: [text]}, code=errors.Code.ABSENT)
 
 
-errors.explain(
-    "ex_appointments_absence", errors.Conflict("The doctor is absent at this time.", code=errors.Code.ABSENT)
-)
+IN_ABSENCE = "ex_appointments_absence"
+errors.explain(IN_ABSENCE, errors.Conflict("The doctor is absent at this time.", code=errors.Code.ABSENT))
 errors.explain(
     "ex_absences_bookings",
     errors.Conflict("There are appointments at this time.", code=errors.Code.HAS_APPOINTMENTS),
@@ -1180,9 +1181,13 @@ def save(record: Kind, leaving: Collection[int] = ()) -> Kind:
     try:
         db.session.flush()
     except IntegrityError as error:
-        if errors.constraint_of(error) in SLOTS:
+        constraint = errors.constraint_of(error)
+        if constraint in SLOTS:
             db.session.rollback()
             raise _clash(slots, leaving) from None
+        if constraint == IN_ABSENCE:
+            db.session.rollback()
+            raise _absence_at(slots) from None
         raise
     return record
 
@@ -1198,6 +1203,19 @@ def _clash(slots: Iterable[Slot], leaving: Collection[int]) -> errors.Conflict:
     for other in leaving:
         return _slot_taken(f"In their new places, this appointment and appointment {other} would overlap.", other)
     return errors.busy("This slot was taken a moment ago, and is free again. Please try again.")
+
+
+def _absence_at(slots: Iterable[Slot]) -> errors.Conflict:
+    """Return the error that names the appointment and its doctor's absence. The trigger does not tell which they are.
+
+    Without a person who named a time, this is the only hint: restoring a patient restores appointments, too.
+    """
+    for slot in slots:
+        if absence := absence_and_hours(slot)[0]:
+            doctor = db.session.get_one(User, slot.user_id)
+            text = absence.refusal(f"The doctor {doctor.name}").msg
+            return errors.Conflict(f"Appointment {slot.appointment_id}: {text}", code=errors.Code.ABSENT)
+    return errors.busy("The doctor was absent a moment ago, and is there again. Please try again.")
 
 
 def lock_users(user_ids: Collection[int]) -> dict[int, User]:

@@ -30,10 +30,13 @@ def swap(first_id: int, second_id: int) -> tuple[Appointment, Appointment]:
     _lock(Patient, first.patient_id, second.patient_id)
     first_time, second_time = first.appointment_datetime, second.appointment_datetime
     if first_time != second_time:
+        # Within the diary of one doctor, what was allowed outside of the hours stays allowed.
+        one_diary = first.user_id == second.user_id
+        allowed_first, allowed_second = (one_diary and one.off_hours for one in (second, first))
         _put_aside(first)
-        rights.change(second, {"appointment_datetime": first_time})
+        rights.change(second, {"appointment_datetime": first_time, "off_hours": allowed_second})
         models.save(second, leaving={first_id})
-        rights.change(first, {"appointment_datetime": second_time})
+        rights.change(first, {"appointment_datetime": second_time, "off_hours": allowed_first})
         models.save(first, leaving={second_id})
     return first, second
 

@@ -74,7 +74,7 @@ def check_problem(body: dict[str, Any]) -> None:
         body["code"] != Code.INVALID
     ), body
     current = body.pop("current", None)
-    assert len(json.dumps(body, ensure_ascii=False).encode()) <= LARGEST_ANSWER
+    assert len(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()) <= LARGEST_ANSWER
     body |= {"current": current} if current else {}
 
 

@@ -190,6 +190,27 @@ def test_a_swap_and_a_change_of_doctor_are_looked_at(
     assert admin.patch(f"/appointment/{second}", {"user_id": me, "off_hours": True}).json["off_hours"] is True
 
 
+def test_off_hours_is_told_of_the_slot_and_no_claim(doctor: Client, me: int, patient: int) -> None:
+    put_hours(doctor, me, MORNING)
+    inside = make_appointment(doctor, patient, f"{MONDAY}T09:00")["id"]
+    outside = make_appointment(doctor, patient, f"{MONDAY}T15:00", off_hours=True)["id"]
+    assert doctor.patch(f"/appointment/{inside}", {"off_hours": True}).json["off_hours"] is False
+    assert doctor.patch(f"/appointment/{outside}", {"off_hours": False, "note": "x"}).json["off_hours"] is True
+    doctor.patch(f"/appointment/{outside}", {"status": "cancelled"})
+    assert doctor.patch(f"/appointment/{outside}", {"status": "scheduled"}).json["off_hours"] is True
+
+
+def test_what_was_allowed_outside_of_the_hours_is_swapped_within_the_doctors_diary(
+    doctor: Client, me: int, patient: int
+) -> None:
+    other = make_patient(doctor)["id"]
+    put_hours(doctor, me, MORNING)
+    inside = make_appointment(doctor, patient, f"{MONDAY}T09:00")["id"]
+    outside = make_appointment(doctor, other, f"{MONDAY}T15:00", off_hours=True)["id"]
+    swapped = doctor.post("/appointment/swap", {"first": inside, "second": outside}).json
+    assert [swapped[place]["off_hours"] for place in ("first", "second")] == [True, False]
+
+
 # --- Absences ---
 
 
@@ -550,3 +571,19 @@ def test_a_purged_user_leaves_no_hours_and_no_absences(app: Flask, admin: Client
     assert [count(app, table) for table in ("weeks", "working_hours", "absences")] == [0, 0, 0]
     assert "secret" not in admin.get("/audit").text
     assert "whole" in verify(app)
+
+
+def test_a_patient_whose_appointment_would_come_back_into_an_absence_stays_archived_and_one_is_told_why(
+    app: Flask, doctor: Client, admin: Client, me: int, patient: int
+) -> None:
+    began = datetime.now(UTC) - timedelta(minutes=5)
+    booked = make_appointment(doctor, patient, began.isoformat(timespec="minutes"), duration_minutes=120)["id"]
+    admin.delete(f"/patient/{patient}")
+    until = (began + timedelta(hours=1)).isoformat(timespec="minutes")
+    absence = call_in(doctor, me, datetime.now(UTC).isoformat(timespec="minutes"), until).json["absence"]["id"]
+    refused = admin.post(f"/patient/{patient}/restore")
+    assert_refused(refused, 409)
+    assert refused.json["msg"].startswith(f"Appointment {booked}: The doctor Dora Otieno is absent on ")
+    assert count(app, "patients WHERE deleted_at IS NULL") == 0
+    doctor.delete(f"/user/{me}/absences/{absence}")
+    assert admin.post(f"/patient/{patient}/restore").status_code == 200
