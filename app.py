@@ -98,7 +98,7 @@ from schemas import (
     UserQuery,
     WeekIn,
 )
-from server import database, errors, fast_reads, limits, logs, mail, system, web
+from server import database, errors, fast_reads, limits, logs, mail, metrics, system, web
 from server.database import db
 from server.endpoint import StreamedList, WrittenRecord, contract
 from server.limits import limiter
@@ -595,13 +595,14 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     Raises ConfigError for a setting that is missing or wrong.
     """
     setting = config.read_settings(settings)
-    logs.set_up(setting["LOG_LEVEL"])
+    logs.set_up(setting["LOG_LEVEL"], setting["LOG_FORMAT"])
     app = Flask(__name__, instance_path=str(setting["INSTANCE_PATH"]), static_folder="static")
     app.config.update(setting)
     for part in (errors, refusals, database, fast_reads, startup, passwords, sessions, limits, stores, cli, web):
         part.init_app(app)
     listeners.register()
     nodes.init_app(app)
+    metrics.show_chores(setting["INSTANCE_PATH"], cli.CHORES)
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
     system.init_app(app, ABOUT, LINKS, accounts.who_may_sign_up, timezone.check_timezone, stores.origins(app))

@@ -33,9 +33,11 @@ from clinic.stores import StoreError, stores
 from config import is_known_zone
 from models import Absence, Appointment, Image, Patient, Report, Role, User
 from schemas import UserIn
-from server import database, errors
+from server import database, errors, metrics
 from server.database import db
 from server.times import now, today
+
+CHORES = SWEEP, VERIFY = "sweep", "verify"  # /metrics shows how long ago each ended well
 
 
 def writing(command: Callable[..., None]) -> Callable[..., None]:
@@ -127,6 +129,7 @@ def purge(older_than: timedelta | None, dry_run: bool) -> None:
         click.echo(f"{images.sweep()} images destroyed in the store that no report has.")
     except StoreError as error:
         raise click.ClickException(f"The image store failed: {error}. Run this again later.") from None
+    metrics.note_done(current_app.config["INSTANCE_PATH"], SWEEP)
 
 
 def erase(before: datetime, dry_run: bool) -> None:
@@ -188,6 +191,7 @@ def audit_verify(head: str | None, checkpoint: bool, since: str | None, processe
             _print_faults(verification.verify(head, processes, signed.append if checkpoint else None))
     except (keys.WrongAuditKey, checkpoints.CheckpointRefused, heads.StillWriting) as error:
         raise click.ClickException(f"{getattr(error, 'msg', error)}\nNothing was verified.") from None
+    metrics.note_done(current_app.config["INSTANCE_PATH"], VERIFY)
     click.echo("The history since the checkpoint is whole." if since else "The history is whole.")
     for line in signed:
         click.echo(line)

@@ -213,6 +213,14 @@ class Settings(BaseModel):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The lowest level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
     )
+    LOG_FORMAT: Literal["plain", "json"] = Field(
+        "plain", description="How a message is logged: `plain`, a line of text, or `json`, an object in a line."
+    )
+    METRICS_TOKEN: str = Field(
+        "",
+        description="The bearer token with which Prometheus reads `/metrics`. At least 16 characters. Empty: only "
+        "this machine itself reads it, without a proxy.",
+    )
     HOST: str = Field(
         "127.0.0.1",
         description="The address that `make run` listens on, or `unix:` and the path of a Unix socket.",
@@ -222,12 +230,26 @@ class Settings(BaseModel):
     WEB_THREADS: int = Field(
         64, ge=16, description="The number of threads of each worker. Most of them wait: few compute at once."
     )
+    DRAIN_SECONDS: int = Field(
+        0,
+        ge=0,
+        le=600,
+        description="Seconds between SIGTERM and the stop of `make run`. Meanwhile `/readyz` answers 503, and all else "
+        "is answered as ever.",
+    )
     HEALTH_PORT: int = Field(
         0,
         ge=0,
         le=65535,
         description="A port on which a thread of its own answers `GET /healthz`, however busy the server is. 0: none.",
     )
+
+    @field_validator("METRICS_TOKEN")
+    @classmethod
+    def _is_long(cls, token: str) -> str:
+        if token and (len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token):
+            raise ValueError("has at least 16 characters of ASCII, and no blanks")
+        return token
 
     @field_validator("TIMEZONE")
     @classmethod

@@ -22,7 +22,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 
 from config import ROOT, read_settings
-from server import liveness, logs
+from server import liveness, logs, processes
 from server.gate import Places
 
 # Requests that a worker computes at once. With two quick ones on SQLite, the slowest of a hundred took 200 times as
@@ -39,10 +39,12 @@ HTTP = HTTP1Settings(header_read_timeout=30_000, max_buffer_size=64 * 1024)  # m
 def load(_target: str) -> Callable[..., Any]:
     """Return the ASGI application. A worker calls this when it starts."""
     from app import create_app  # not in the main process: a reload must load the code again
+    from server import metrics
     from server.edge import Edge
 
     app = create_app()
     setting = app.config
+    metrics.start_sampling()
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     if port := setting["HEALTH_PORT"]:
         liveness.start(setting["HOST"], port)
@@ -63,6 +65,22 @@ def _end_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Server(Granian):  # type: ignore[misc, valid-type]
+    """Granian, which after SIGTERM serves on for a while: a load balancer asks `/readyz` and sends nothing more."""
+
+    drain_seconds = 0
+
+    def signal_handler_interrupt(self, number: int = 0, *rest: Any) -> None:
+        """Begin to drain at SIGTERM. Stop at once at a second signal, at Ctrl-C, and where nothing is to be drained."""
+        if number != signal.SIGTERM or not self.drain_seconds or processes.is_draining():
+            super().signal_handler_interrupt(number, *rest)
+            return
+        processes.start_draining()
+        drained = threading.Timer(self.drain_seconds, super().signal_handler_interrupt)
+        drained.daemon = True
+        drained.start()
 
 
 def check() -> None:
@@ -99,12 +117,13 @@ def main(target: Callable[[str], Callable[..., Any]] = load) -> None:
     """Serve what `target` returns in each worker, until a signal ends it."""
     os.chdir(ROOT)
     setting = read_settings()
-    logs.set_up(setting["LOG_LEVEL"])
+    logs.set_up(setting["LOG_LEVEL"], setting["LOG_FORMAT"])
     check()
     host = setting["HOST"]
     check_address(host, setting["PORT"])
     multiprocessing.set_start_method("spawn")  # a worker imports the code anew, also after SIGHUP
-    server = Granian(
+    processes.make_folder()
+    server = Server(
         "app",
         address=host,
         port=setting["PORT"],
@@ -121,8 +140,9 @@ def main(target: Callable[[str], Callable[..., Any]] = load) -> None:
         respawn_interval=STARTING,
         workers_kill_timeout=STOPPING,
         workers_lifetime=LIFETIME if setting["FLASK_ENV"] == "production" else None,
-        log_dictconfig=logs.granian_config(),
+        log_dictconfig=logs.granian_config(setting["LOG_FORMAT"]),
     )
+    server.drain_seconds = setting["DRAIN_SECONDS"]
     server.serve(target_loader=target)
 
 

@@ -571,5 +571,5 @@ def main(asked: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    logs.set_up("WARNING", open(os.devnull, "w"))  # noqa: SIM115
+    logs.set_up("WARNING", stream=open(os.devnull, "w"))  # noqa: SIM115
     sys.exit(main(sys.argv[1:]))

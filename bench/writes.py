@@ -156,7 +156,7 @@ def figures(folder: str) -> Iterator[str]:
 
 
 def main() -> int:
-    logs.set_up("WARNING", open(os.devnull, "w"))  # noqa: SIM115
+    logs.set_up("WARNING", stream=open(os.devnull, "w"))  # noqa: SIM115
     print("| what | writers | writes a second | the driver alone, one connection | | p50 ms | p99 ms | longest ms |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -14,13 +14,17 @@ from clinic import lockout, locks, passwords, rights, sessions
 from clinic.history import chain as audit
 from models import PasswordReset, Role, User
 from schemas import TokensOut, UserIn, spelled_email
-from server import database, errors, fast_reads
+from server import database, errors, fast_reads, metrics
 from server.database import affected_rows, db, in_transaction, outside_transaction
 from server.limits import client_address
 from server.system import SignUp
 from server.times import now
 
 log = logging.getLogger("hosi.auth")
+
+_sign_ins = metrics.counter(
+    "hosi_sign_ins", "Attempts to sign in, by their outcome.", "outcome", ("good", "wrong", "locked", "inactive")
+)
 
 RESET_LIFETIME = timedelta(hours=1)
 MAILED_AGAIN_AFTER = timedelta(minutes=1)  # no user gets mails faster: a stranger must not fill a mailbox
@@ -115,6 +119,7 @@ def _check_password(email: str, password: str) -> tuple[int, str] | None:
         lockout.count_try(email, address, right)
     except errors.TooManyRequests:
         log.warning("sign-in from %s refused for %s: locked", address, account)
+        _sign_ins.labels("locked").inc()
         raise
     if right and user_id and known_hash:
         return user_id, known_hash
@@ -122,6 +127,7 @@ def _check_password(email: str, password: str) -> tuple[int, str] | None:
         db.session.rollback()
         return _check_password(email, password)
     log.warning("sign-in from %s failed for %s", address, account)
+    _sign_ins.labels("wrong").inc()
     audit.note_sign_in("sign-in failed", user_id, {"email": email, "address": address})
     db.session.commit()
     return None
@@ -146,6 +152,7 @@ def sign_in(email: str, password: str) -> TokensOut:
         db.session.rollback()
         return sign_in(email, password)
     if not user.is_active:
+        _sign_ins.labels("inactive").inc()
         audit.note_sign_in("sign-in refused", user.id, {"email": email, "address": client_address()})
         db.session.commit()
         text = "Your account is not active. An administrator has to approve it."
@@ -156,6 +163,7 @@ def sign_in(email: str, password: str) -> TokensOut:
             update(User).where(User.id == user.id).values(password=rehashed, updated_at=User.updated_at),
             execution_options={"synchronize_session": False},
         )
+    _sign_ins.labels("good").inc()
     return sessions.open_session(user)
 
 

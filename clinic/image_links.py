@@ -17,10 +17,9 @@ from clinic import rights
 from clinic.stores import S3Store, stores
 from clinic.stores.store import THUMBNAIL, NoPicture, StoredPicture, StoreError, copy_of, public_id_of, thumbnail_key
 from models import Image, Report, User
-from server import errors, fast_reads, gate
+from server import errors, fast_reads, gate, logs
 from server.pictures.thumbnails import is_thumbnail
 
-access_log = logging.getLogger("hosi.access")
 log = logging.getLogger("hosi.media")
 
 
@@ -116,7 +115,7 @@ def respond(key: str, link: Mapping[str, str]) -> Response:
         raise errors.Forbidden("The user of this link may not read reports any more.")
     on_s3 = Image.store_of(image.image_url) == S3Store.name
     response = _from_s3(key, image) if on_s3 else _from_local_disk(key, image)
-    access_log.info("user %s GET image %s", link["reader"], key)
+    logs.access.write(errors.request_id(), f"user {link['reader']} GET", f"image {key}")
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"  # for an <img> in a page of another origin

@@ -18,13 +18,17 @@ from werkzeug.datastructures import FileStorage
 
 from clinic.stores import Store, StoreError, stores
 from models import Image, Report, Upload
-from server import errors, gate, pictures
+from server import errors, gate, metrics, pictures
 from server.database import db, refuse_open_transaction
 from server.multipart import FILE_LIMIT, of_file
 from server.pictures import Picture
 from server.times import now
 
 log = logging.getLogger("hosi.media")
+
+_images = metrics.counter(
+    "hosi_images", "Images that were sent to their store, and that failed.", "outcome", ("sent", "failed")
+)
 
 IN_FLIGHT = 12 * 1024 * 1024  # bytes that this process sends at once: the SDK reads a file whole
 SENDERS = 8  # threads that send one report's images
@@ -93,6 +97,8 @@ def _send_all(uploads: dict[str, Picture]) -> dict[str, str]:
         for future in sent.values():
             future.cancel()  # only what has not begun
     failures = [error for one in sent.values() if not one.cancelled() and (error := one.exception())]
+    _images.labels("failed").inc(len(failures))
+    _images.labels("sent").inc(sum(one.done() and not one.cancelled() for one in sent.values()) - len(failures))
     for failure in failures:
         log.error("the image store failed: %s", failure)
         if not isinstance(failure, StoreError):

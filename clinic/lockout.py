@@ -25,9 +25,13 @@ from sqlalchemy import (
 )
 
 from models import LoginSession, SignInTries, User
-from server import errors
+from server import errors, metrics
 from server.database import affected_rows, db, upsert
 from server.times import now
+
+_locked = metrics.counter(
+    "hosi_sign_in_locks", "Locks after wrong passwords, by what they lock.", "of", ("address", "email")
+)
 
 ANYWHERE = ""  # the address of the counter for all addresses
 TRIES = 5  # wrong passwords in a row from an address
@@ -112,6 +116,7 @@ def count_try(email: str, address: str, right: bool) -> None:
         counted: dict[str, Any] = {"of": email, "at": where, "failures": failures, "last_try_at": moment}
         times_locked, rest = divmod(failures, limit)
         if not rest:
+            _locked.labels("address" if where else "email").inc()
             counted["locked_until"] = moment + min(LOCK * 2 ** min(times_locked - 1, 10), LONGEST_LOCK)
         connection.execute(_set_count, counted)
     forget_old_tries(SWEPT_AT_ONCE)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Iterable
 from functools import cache, wraps
 from typing import Any, TypeVar
 
-from flask import g
+from flask import g, request
 
 import models
 import schemas
 from clinic.sessions import Caller, Reading, identify, identify_again
 from models import Absence, Appointment, Patient, Record, Report, Role, User, Week
-from server import errors, sentences
+from server import errors, seen, sentences
 from server.endpoint import Access, View, check_if_match, with_access
 from server.endpoint import public as public
 from server.sentences import label
@@ -225,6 +225,7 @@ def authenticate(access: Access = SIGNED_IN, signs_out: int | None = None, readi
 
     def admit(who: Caller) -> None:
         g.caller = who
+        request.environ[seen.USER] = who.id  # for the log
         if who.role not in access.roles:
             raise errors.Forbidden(f"Only {access.who} can do this.")
 

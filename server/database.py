@@ -34,7 +34,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
 
-from server import errors
+from server import errors, metrics
 from server.outage import outage
 from server.writers import BUSY_TIMEOUT, WriterConnection, Writers
 
@@ -154,6 +154,7 @@ def in_transaction(work: Callable[[], Result]) -> Result:
                 raise
             if attempt == TRIES:
                 raise errors.from_database(error) or error from error
+        metrics.tried_again.inc()
         time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
         attempt += 1
 
@@ -301,6 +302,13 @@ def _end_outage(connection: Any, _record: Any) -> None:
         outage.ended()
 
 
+def _show_pool(engine: Engine, options: dict[str, Any]) -> None:
+    size = options.get("pool_size", 0) + options.get("max_overflow", 0)
+    metrics.sample("hosi_pool_size", "Connections to the database that the workers may hold.", lambda: size)
+    in_use = getattr(engine.pool, "checkedout", lambda: 0)  # SQLite in memory has no pool
+    metrics.sample("hosi_pool_in_use", "Connections to the database that are in use.", in_use)
+
+
 def reader() -> Connection:
     """Return a connection for one short read, outside of the session's transaction. Close it after use."""
     return db.engine.connect().execution_options(reading=True)
@@ -389,6 +397,7 @@ def init_app(app: Flask) -> None:
     app.cli.add_command(flask_migrate)
     with app.app_context():
         event.listen(db.engine, "checkin", _end_outage)
+        _show_pool(db.engine, app.config["SQLALCHEMY_ENGINE_OPTIONS"])
         if db.engine.dialect.name == "sqlite":
             _on_sqlite(db.engine)
         else:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import sys
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -16,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from werkzeug.wsgi import FileWrapper
 
-from server import intake
+from server import intake, metrics, seen
 from server.errors import Code
 from server.gate import Full, Gate, Places, Turn
 from server.web import HEADERS
@@ -102,19 +103,26 @@ class Edge:
         self._is_signed, self._origins = is_signed, frozenset(origins)
         self._places = places
         self._gate: Gate | None = None
+        metrics.sample("hosi_gate_waiting", "Requests that wait for their turn.", self._waiting)
+
+    def _waiting(self) -> int:
+        return self._gate.waiting if self._gate else 0
 
     async def __call__(self, scope: Scope, receive: intake.Receive, send: Send) -> None:
         """Answer a request."""
+        began = time.perf_counter()
         try:
             headers = _headers(scope)
             body = await self._body(headers, receive)
         except Refused as refused:
-            await self._refuse(refused, scope, send)
+            await self._refuse(refused, began, scope, send)
             return
         try:
-            await self._answer(_environ(scope, headers, body), send)
+            environ = _environ(scope, headers, body)
+            began = environ[seen.BEGAN]
+            await self._answer(environ, send)
         except Refused as refused:
-            await self._refuse(refused, scope, send)
+            await self._refuse(refused, began, scope, send)
         finally:
             body.stream.close() if body is not intake.NONE else None
         if not body.is_whole and "expect" not in headers:
@@ -147,6 +155,7 @@ class Edge:
         try:
             turn = await self._gate.enter()
         except Full:
+            metrics.refused_by_gate.inc()
             raise _unavailable(Code.BUSY, "This server is busy at the moment. Please try again.") from None
         try:
             return await self._in_thread(_with_turn, turn, work, *arguments)
@@ -179,13 +188,26 @@ class Edge:
             piece = await compute(next, answer.rest, None)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _refuse(self, refused: Refused, scope: Scope, send: Send) -> None:
+    async def _refuse(self, refused: Refused, began: float, scope: Scope, send: Send) -> None:
+        request_id = seen.request_id_of(_header(scope, b"x-request-id"))
         headers: Headers = [*refused.headers, *((k.encode(), v.encode()) for k, v in HEADERS.items())]
-        origin = next((value for name, value in scope["headers"] if name == b"origin"), b"").decode("latin-1")
+        headers.append((b"x-request-id", request_id.encode()))
+        origin = _header(scope, b"origin")
         if origin in self._origins:  # else a browser calls the refusal a network error
             headers += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
         await send({"type": "http.response.start", "status": refused.status, "headers": headers})
         await send({"type": "http.response.body", "body": refused.body})
+        seen.note(
+            {
+                "REQUEST_METHOD": scope["method"],
+                "PATH_INFO": unquote_to_bytes(scope["raw_path"]).decode("latin-1"),
+                "REMOTE_ADDR": (scope.get("client") or ("",))[0],
+                seen.BEGAN: began,
+            },
+            request_id,
+            refused.status,
+            len(refused.body),
+        )
 
 
 def _with_turn(turn: Turn, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -218,6 +240,10 @@ def _read(file: IO[bytes]) -> Iterator[bytes]:
     with file:
         while part := file.read(PIECE):
             yield part
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    return next((value for name, value in scope["headers"] if name == wanted), b"").decode("latin-1")
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -267,6 +293,7 @@ def _environ(scope: Scope, headers: dict[str, str], body: intake.Body) -> dict[s
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         "wsgi.file_wrapper": _file_wrapper,
+        seen.BEGAN: time.perf_counter(),
     }
     for name, value in headers.items():
         environ["HTTP_" + name.upper().replace("-", "_")] = value

@@ -11,9 +11,8 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 from flask import Response, g, request
 from pydantic import BaseModel, TypeAdapter
 
-from server import database, errors, multipart
+from server import database, errors, logs, multipart
 from server.bodies import PARSERS, PUBLIC_LIMIT
-from server.logs import note_access
 
 Answer = TypeVar("Answer")
 View = TypeVar("View", bound=Callable[..., Any])
@@ -73,15 +72,15 @@ class Contract:
     others: Mapping[int, Any] = field(default_factory=dict)  # the types of other successes, which the view writes
 
 
-def log_access(records_shown: str, asked_by: str = "") -> None:
+def log_access(records_shown: str, asked: tuple[str | None, str] | None = None) -> None:
     """Write to the access log which records the caller was shown. A stream passes the `caller_and_request()`."""
     if records_shown:
-        note_access(f"{asked_by or caller_and_request()}: {records_shown}")
+        logs.access.write(*(asked or caller_and_request()), records_shown)
 
 
-def caller_and_request() -> str:
-    """Return who sent which request, for the access log."""
-    return f"user {g.caller.id} {request.method} {request.path}"
+def caller_and_request() -> tuple[str | None, str]:
+    """Return the id of the request, and who sent it, for the access log."""
+    return errors.request_id(), f"user {g.caller.id} {request.method} {request.path}"
 
 
 def check_if_match(version: int, record: errors.RecordId | None) -> None:

@@ -81,6 +81,11 @@ class Gate:
         self._waiting: deque[tuple[asyncio.Future[None], Turn]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return len(self._waiting)
+
     async def enter(self) -> Turn:
         """Return a turn, after those who wait already have got theirs. Raises `Full`."""
         turn = Turn(self)

@@ -11,9 +11,10 @@ from typing import IO, TYPE_CHECKING, Any
 from flask import Request, g, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.formparser import MultiPartParser
+from werkzeug.routing import Rule
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
-from server import errors
+from server import errors, seen
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -45,13 +46,22 @@ class _Body:
 
 
 class APIRequest(Request):
-    """A request that leaves no file open."""
+    """A request that leaves no file open, and whose rule outlives it: the log names it once all is answered."""
 
     def __init__(self, environ: "WSGIEnvironment", *args: Any, **kwargs: Any) -> None:
         if "HTTP_TRANSFER_ENCODING" in environ:
             environ["wsgi.input"] = _Body(environ["wsgi.input"])
         self._files: list[IO[bytes]] = []
         super().__init__(environ, *args, **kwargs)
+
+    @property
+    def url_rule(self) -> Rule | None:
+        """The rule of the route."""
+        return self.environ.get(seen.RULE)
+
+    @url_rule.setter
+    def url_rule(self, rule: Rule | None) -> None:
+        self.environ[seen.RULE] = rule
 
     def temporary_file(self) -> IO[bytes]:
         """Return a new file that lasts as long as this request."""

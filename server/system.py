@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Response, abort, after_this_request, current
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import database, openapi, times
+from server import database, errors, metrics, openapi, processes, times
 from server.database import db
 from server.endpoint import contract, public
 
@@ -136,10 +136,24 @@ def healthz() -> Health:
 @public
 @contract(tag="Server")
 def readyz() -> Readiness:
-    """Ask whether the database answers, its schema is current, and `TIMEZONE` is the zone of its times."""
+    """Ask whether the database answers, its schema is current, and `TIMEZONE` is the zone of its times.
+
+    A server that is about to stop is not ready.
+    """
+    if processes.is_draining():
+        raise errors.Unavailable("This server is about to stop.")
     revision = database.check_schema()
     current_app.extensions["check_ready"]()
     return Readiness(status="ready", database=db.engine.dialect.name, schema_revision=revision)
+
+
+@system.get("/metrics")
+@public  # METRICS_TOKEN, or the address of this machine itself
+@contract(tag="Server", errors=(401, 403), uses_database=False, operation=metrics.PAGE)
+def get_metrics() -> Response:
+    """Get figures for Prometheus."""
+    metrics.check_access(request, current_app.config["METRICS_TOKEN"])
+    return Response(metrics.text(), content_type=metrics.CONTENT_TYPE)
 
 
 def init_app(

@@ -29,6 +29,7 @@ RIGHTS = {
     "GET /": ANYONE,
     "GET /healthz": ANYONE,
     "GET /readyz": ANYONE,
+    "GET /metrics": ANYONE,  # on the machine of the server, as here
     "GET /openapi.json": ANYONE,
     "GET /reset-password": ANYONE,
     "GET /docs": ANYONE,
