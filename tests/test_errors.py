@@ -318,7 +318,7 @@ def test_the_access_log_names_the_patient_who_was_shown(doctor: Client, caplog: 
     make_patient(doctor)
     caplog.set_level("INFO", "hosi.access")
     doctor.patch("/patient/1", {"diagnosis": "x"}, headers={"If-Match": '"7"'})
-    assert f"user {doctor.user['id']} PATCH /patient/1: patient 1" in caplog.messages
+    assert f"user {doctor.user['id']} PATCH /patient/1: patient 1" in caplog.text
 
 
 # --- The size of an answer ---

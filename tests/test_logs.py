@@ -103,7 +103,9 @@ def test_nothing_of_a_request_makes_a_second_line(doctor: Client, log: io.String
     header = {place: evil.replace("\n", "\x85")} if place in ("User-Agent", "X-Request-ID") else {}
     image = files(picture())[0]
     image.filename = evil if place == "file name" else "a.png"
-    doctor.get("/patient/%0A2030-01-01T00:00:00.000+00:00 INFO hosi: x" if place == "path" else "/patients", headers=header)
+    doctor.get(
+        "/patient/%0A2030-01-01T00:00:00.000+00:00 INFO hosi: x" if place == "path" else "/patients", headers=header
+    )
     doctor.get("/patients", query_string={"q": evil if place == "query" else "A"}, headers=header)
     doctor.post("/login", {"email": f"a{evil}@clinic.test" if place == "email" else "a@b.cd", "password": evil})
     doctor.post("/reports", data={"patient_id": patient, "images": [image]}, headers=header)

@@ -52,7 +52,7 @@ def test_there_are_routes(migrated: Flask) -> None:
 
 def test_the_public_routes_are_these_alone(migrated: Flask) -> None:
     assert {view_name(rule) for rule in rules(migrated) if access(migrated, rule) is PUBLIC} == {
-        *("index", "docs", "reset_password_page", "openapi_document", "healthz", "readyz"),
+        *("index", "docs", "reset_password_page", "openapi_document", "healthz", "readyz", "get_metrics"),
         *("signup", "login", "refresh", "forgot_password", "reset_password"),
         "media_file",
     }

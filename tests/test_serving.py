@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -456,3 +457,83 @@ def test_a_port_that_is_taken_ends_the_start_with_a_sentence(tmp_path: Path, emp
     )
     assert ended.returncode != 0
     assert f"The server cannot listen on 127.0.0.1 port {served.port}: Address already in use." in ended.stderr
+
+
+# --- Figures ---
+
+
+def counted(served: Served, route: str) -> float:
+    """How many requests for this route all workers together have answered."""
+    text = served.raw("GET /metrics").decode()
+    found = re.findall(r"^hosi_request_seconds_count\{(.*)\} (\S+)$", text, re.MULTILINE)
+    return sum(float(value) for labels, value in found if f'route="{route}"' in labels)
+
+
+def test_figures_add_up_over_workers_through_a_reload_and_a_kill(tmp_path: Path, empty: Path) -> None:
+    with serving(tmp_path, empty, WEB_CONCURRENCY="2") as served:
+        for _ in range(40):
+            served.raw("GET /docs")
+        assert counted(served, "/docs") == 40
+        first = served.workers()
+        os.kill(first[0], signal.SIGKILL)
+        until(lambda: len(served.workers()) == 2 and first[0] not in served.workers(), 10)
+        until(served.answers, 10)
+        served.raw("GET /docs")
+        assert counted(served, "/docs") == 41
+        time.sleep(6)  # a worker that ends soon after the last one did is taken for a crash
+        second = served.workers()
+        served.process.send_signal(signal.SIGHUP)
+        until(lambda: len(served.workers()) == 2 and not set(served.workers()) & set(second), 40)
+        served.raw("GET /docs")
+        assert counted(served, "/docs") == 42
+        [folder] = [
+            path.parent for path in Path(tempfile.gettempdir()).glob(f"hosi-server-*/counter_{served.workers()[0]}.db")
+        ]
+        assert {int(path.stem.rpartition("_")[2]) for path in folder.glob("*.db")} == {0, *served.workers()}
+    assert not folder.exists()
+
+
+# --- Draining ---
+
+
+def is_ready(served: Served) -> bool:
+    return served.ask("GET", "/readyz")[0] == 200
+
+
+def test_a_server_that_drains_is_not_ready_and_serves_on(tmp_path: Path, empty: Path) -> None:
+    with serving(tmp_path, empty, DRAIN_SECONDS="3") as served:
+        served.sign_in()
+        assert is_ready(served)
+        began = time.monotonic()
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: not is_ready(served), 2)
+        assert served.ask("GET", "/readyz")[1]["msg"] == "This server is about to stop."
+        assert served.ask("POST", "/patients", PATIENT)[0] == 201
+        assert served.process.wait(20) == 0
+        assert time.monotonic() - began > 3
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_draining(tmp_path: Path, empty: Path, again: signal.Signals) -> None:
+    with serving(tmp_path, empty, DRAIN_SECONDS="60") as served:
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: not is_ready(served), 2)
+        served.process.send_signal(again)
+        assert served.process.wait(20) == 0
+
+
+def test_a_server_that_was_killed_while_it_drained_starts_ready(tmp_path: Path, empty: Path) -> None:
+    with serving(tmp_path, empty, DRAIN_SECONDS="60") as served:
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: not is_ready(served), 2)
+        [worker] = served.workers()
+        [folder] = [path.parent for path in Path(tempfile.gettempdir()).glob(f"hosi-server-*/counter_{worker}.db")]
+        served.process.kill()
+        served.process.wait()
+        until(lambda: not Path(f"/proc/{worker}").exists(), 10)
+        served.log.close()
+        served.start()
+        assert is_ready(served)
+        assert not folder.exists()
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(20) == 0
