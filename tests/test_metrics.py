@@ -1,6 +1,8 @@
 """The figures for Prometheus: who may read them, and what counts."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from client import Client, assert_refused, run_cli
 from factories import PASSWORD, make_patient
 from flask import Flask
 
+# After the commands were run, and under granian
+NOT_HERE = {"hosi_last_sweep_age_seconds", "hosi_last_verify_age_seconds", "hosi_gate_waiting"}
 TOKEN = "a-token-for-prometheus"
 
 
@@ -125,3 +129,19 @@ def test_the_age_of_a_sweep_and_of_a_verification_is_shown(own_app: Flask) -> No
 
 def test_the_pool_is_shown(app: Flask) -> None:
     assert figures(app)["hosi_pool_size"] >= 0
+
+
+def test_the_alerts_and_the_board_ask_for_figures_that_exist(app: Flask) -> None:
+    deploy = Path(__file__).parent.parent / "deploy"
+    shown = set(re.findall(r"^# TYPE (\S+)", Client(app).get("/metrics").text, re.MULTILINE))
+    for file in ("alerts.yml", "grafana-board.json"):
+        asked = set(re.findall(r"hosi_[a-z_]+", (deploy / file).read_text()))
+        asked = {re.sub("_(count|bucket|sum)$", "", name) for name in asked}
+        assert asked - shown - NOT_HERE == set(), file
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (apt-get install prometheus)")
+def test_each_alert_fires() -> None:
+    rules = Path(__file__).parent.parent / "deploy" / "alerts_test.yml"
+    tried = subprocess.run(["promtool", "test", "rules", str(rules)], capture_output=True, text=True, check=False)
+    assert tried.returncode == 0, tried.stdout + tried.stderr

@@ -469,6 +469,12 @@ def counted(served: Served, route: str) -> float:
     return sum(float(value) for labels, value in found if f'route="{route}"' in labels)
 
 
+def shared_folder(served: Served) -> Path:
+    """The folder that the processes of the server share."""
+    [file] = Path(tempfile.gettempdir()).glob(f"hosi-server-*/counter_{served.workers()[0]}.db")
+    return file.parent
+
+
 def test_figures_add_up_over_workers_through_a_reload_and_a_kill(tmp_path: Path, empty: Path) -> None:
     with serving(tmp_path, empty, WEB_CONCURRENCY="2") as served:
         for _ in range(40):
@@ -486,9 +492,7 @@ def test_figures_add_up_over_workers_through_a_reload_and_a_kill(tmp_path: Path,
         until(lambda: len(served.workers()) == 2 and not set(served.workers()) & set(second), 40)
         served.raw("GET /docs")
         assert counted(served, "/docs") == 42
-        [folder] = [
-            path.parent for path in Path(tempfile.gettempdir()).glob(f"hosi-server-*/counter_{served.workers()[0]}.db")
-        ]
+        folder = shared_folder(served)
         assert {int(path.stem.rpartition("_")[2]) for path in folder.glob("*.db")} == {0, *served.workers()}
     assert not folder.exists()
 
@@ -527,7 +531,7 @@ def test_a_server_that_was_killed_while_it_drained_starts_ready(tmp_path: Path, 
         served.process.send_signal(signal.SIGTERM)
         until(lambda: not is_ready(served), 2)
         [worker] = served.workers()
-        [folder] = [path.parent for path in Path(tempfile.gettempdir()).glob(f"hosi-server-*/counter_{worker}.db")]
+        folder = shared_folder(served)
         served.process.kill()
         served.process.wait()
         until(lambda: not Path(f"/proc/{worker}").exists(), 10)
