@@ -269,22 +269,42 @@ class PgBouncer:
 class Nginx:
     """nginx in front of the nodes on these ports."""
 
-    def __init__(self, folder: Path, ports: Sequence[int], fail_timeout: str = "1s") -> None:
+    def __init__(self, folder: Path, ports: Sequence[int], fail_timeout: str = "1s", keepalive: int = 32) -> None:
         self.folder, self.port = folder, free_port()
-        nodes = "".join(f"server 127.0.0.1:{port} max_fails=1 fail_timeout={fail_timeout};" for port in ports)
+        self._ports, self._fail_timeout, self._keepalive = ports, fail_timeout, keepalive
         self.file = folder / "nginx.conf"
+        self._write()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _write(self, down: int = 0) -> None:
+        nodes = "".join(
+            f"server 127.0.0.1:{port} max_fails=1 fail_timeout={self._fail_timeout}{' down' if port == down else ''};"
+            for port in self._ports
+        )
+        if self._keepalive:
+            nodes += f"keepalive {self._keepalive};"
+        connection = "''" if self._keepalive else "close"
+        folder = self.folder
         self.file.write_text(
             f"daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; worker_processes 1;\n"
             "events { worker_connections 512; }\n"
             f"http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n"
             f"fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;\n"
-            f"upstream nodes {{ {nodes} keepalive 32; }}\n"
+            f"upstream nodes {{ {nodes} }}\n"
             f"server {{ listen 127.0.0.1:{self.port}; client_max_body_size 1100m;\n"
-            "location / { proxy_pass http://nodes; proxy_http_version 1.1; proxy_set_header Connection '';\n"
+            "location / { proxy_pass http://nodes; proxy_http_version 1.1;\n"
+            f"proxy_set_header Connection {connection};\n"
             "proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n"
             "proxy_set_header X-Request-ID $request_id; proxy_read_timeout 180s; } } }\n"
         )
-        self._process: subprocess.Popen[bytes] | None = None
+
+    def send_nothing_to(self, port: int = 0) -> None:
+        """Send no request to the node on this port; 0: to each node again. Returns when the old workers have ended."""
+        assert self._process
+        before = set(_family(self._process.pid))
+        self._write(port)
+        self._process.send_signal(signal.SIGHUP)
+        until(lambda: _family(self._process.pid)[1:] and not before & set(_family(self._process.pid)[1:]))  # type: ignore[union-attr]
 
     def start(self) -> None:
         self._process = subprocess.Popen([_path("nginx"), "-c", str(self.file)], start_new_session=True)

@@ -123,6 +123,23 @@ class Server:
             self._process = None
         self.http.clear()
 
+    def terminate(self) -> None:
+        """Stop the server as systemd does with KillMode=mixed: only the main process is told."""
+        assert self._process
+        self._process.terminate()
+        self._process.wait()
+        self._process = None
+        self.http.clear()
+
+    def reload(self) -> None:
+        """Replace all workers, as `systemctl reload` does, and return when the old ones have ended."""
+        assert self._process
+        old = set(self.workers())
+        self._process.send_signal(signal.SIGHUP)
+        while len(now := self.workers()) != len(old) or old & set(now):
+            time.sleep(0.05)
+        self.http.clear()
+
     def workers(self) -> list[int]:
         """The process ids of the workers."""
         assert self._process
