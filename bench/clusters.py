@@ -271,20 +271,10 @@ class Nginx:
 
     def __init__(self, folder: Path, ports: Sequence[int], fail_timeout: str = "1s", keepalive: int = 32) -> None:
         self.folder, self.port = folder, free_port()
-        self._ports, self._fail_timeout, self._keepalive = ports, fail_timeout, keepalive
+        nodes = "".join(f"server 127.0.0.1:{port} max_fails=1 fail_timeout={fail_timeout};" for port in ports)
+        nodes += f" keepalive {keepalive};" if keepalive else ""
         self.file = folder / "nginx.conf"
-        self._write()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def _write(self, down: int = 0) -> None:
-        nodes = "".join(
-            f"server 127.0.0.1:{port} max_fails=1 fail_timeout={self._fail_timeout}{' down' if port == down else ''};"
-            for port in self._ports
-        )
-        if self._keepalive:
-            nodes += f"keepalive {self._keepalive};"
-        connection = "''" if self._keepalive else "close"
-        folder = self.folder
+        connection = "''" if keepalive else "close"
         self.file.write_text(
             f"daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; worker_processes 1;\n"
             "events { worker_connections 512; }\n"
@@ -297,14 +287,7 @@ class Nginx:
             "proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n"
             "proxy_set_header X-Request-ID $request_id; proxy_read_timeout 180s; } } }\n"
         )
-
-    def send_nothing_to(self, port: int = 0) -> None:
-        """Send no request to the node on this port; 0: to each node again. Returns when the old workers have ended."""
-        assert self._process
-        before = set(_family(self._process.pid))
-        self._write(port)
-        self._process.send_signal(signal.SIGHUP)
-        until(lambda: _family(self._process.pid)[1:] and not before & set(_family(self._process.pid)[1:]))  # type: ignore[union-attr]
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen([_path("nginx"), "-c", str(self.file)], start_new_session=True)

@@ -2,11 +2,10 @@
 
     python bench/rolling.py               # a migration between; each node drains, restarts; then each one reloads
     python bench/rolling.py --keepalive   # nginx keeps connections to the nodes open
-    python bench/rolling.py --passively   # nobody tells nginx: it finds out by itself that a node stops
 
 Each writer sends a patient with an Idempotency-Key once, and each reader reads the newest one: nobody tries again.
-Before a node stops, nginx is told to send it nothing more (`down` and a reload), as an operator or a load balancer that
-asks `/readyz` does. Exit code 1 if an answer is neither 2xx nor 4xx, or an acknowledged write is lost or there twice.
+Nobody tells nginx that a node stops: a connection that is refused goes to the other node. Exit code 1 if an answer is
+neither 2xx nor 4xx, or an acknowledged write is lost or there twice.
 """
 
 import argparse
@@ -134,13 +133,9 @@ def roll(given: argparse.Namespace, folder: Path, stack: ExitStack) -> int:
     code, said = nodes[0].flask("db", "upgrade", "--directory", str(newer_migrations(folder)))
     assert code == 0, said
     for node in nodes:
-        if not given.passively:
-            nginx.send_nothing_to(node.port)
         node.terminate()  # drains, and ends what has begun
         node.start()
         until(lambda node=node: is_ready(node))  # type: ignore[misc]
-        if not given.passively:
-            nginx.send_nothing_to()
         time.sleep(given.seconds)
     restarted = load.bad()
     for node in nodes:
@@ -162,7 +157,6 @@ def roll(given: argparse.Namespace, folder: Path, stack: ExitStack) -> int:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--keepalive", action="store_true")
-    options.add_argument("--passively", action="store_true", help="nginx finds out by itself that a node stops")
     options.add_argument("--seconds", type=float, default=4, help="of load between two steps")
     given = options.parse_args()
     if missing := missing_tools("nginx"):
