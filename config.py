@@ -8,19 +8,17 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
 from flask import Config
-from psycopg2 import ProgrammingError
-from psycopg2.extensions import make_dsn
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -30,8 +28,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+
+from database_url import engine_options, postgresql_url
 
 ROOT = Path(__file__).resolve().parent
 SECRETS = ("SECRET_KEY", "JWT_SECRET_KEY", "AUDIT_KEY")
@@ -392,9 +390,9 @@ def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         generated = _generated_secrets(instance)
         settings = settings.model_copy(update={n: getattr(settings, n) or generated[n] for n in SECRETS})
     flask_settings = _flask_settings(settings)
-    engine_options = _engine_options(flask_settings["SQLALCHEMY_DATABASE_URI"], settings.WEB_THREADS)
+    options = engine_options(flask_settings["SQLALCHEMY_DATABASE_URI"], settings.WEB_THREADS)
     others = {name: value for name, value in given.items() if name not in Settings.model_fields}
-    return {"SQLALCHEMY_ENGINE_OPTIONS": engine_options, **settings.model_dump(), **flask_settings, **others}
+    return {"SQLALCHEMY_ENGINE_OPTIONS": options, **settings.model_dump(), **flask_settings, **others}
 
 
 def _first_setting(text: str) -> str:
@@ -449,103 +447,3 @@ def _flask_settings(settings: Settings) -> dict[str, Any]:
         "JWT_ACCESS_TOKEN_EXPIRES": timedelta(minutes=30),
         "JWT_REFRESH_TOKEN_EXPIRES": timedelta(days=30),
     }
-
-
-# Seconds until we give up a PostgreSQL host that vanished without a reset. A request waits at most this long for a
-# place in the pool, then at most this long for its connection. The number of hosts does not change that.
-GIVE_UP = 10
-LIMITS = {
-    "tcp_user_timeout": GIVE_UP * 1000,  # milliseconds
-    "keepalives_idle": 5,  # seconds
-    "keepalives_interval": 5,
-    "keepalives_count": 2,
-}
-
-
-POOL = 40  # connections of a worker to PostgreSQL: 14 requests inside the gate, two for each, and the streams
-
-
-def _engine_options(url: str, threads: int) -> dict[str, Any]:
-    """Return the arguments of `create_engine`.
-
-    The gate bounds the requests that use PostgreSQL at once. On SQLite a connection is a file handle, and a thread that
-    waits for its turn to write holds one.
-    """
-    options: dict[str, Any] = {"hide_parameters": True}  # the log shows no value of a patient
-    if url in ("sqlite://", "sqlite:///:memory:"):
-        return options
-    options |= {"pool_size": threads, "max_overflow": threads, "pool_timeout": GIVE_UP, "pool_recycle": 1800}
-    if url.startswith("postgresql"):
-        options |= {"pool_size": POOL // 2, "max_overflow": POOL // 2}
-        options["connect_args"] = _connection_limits(make_url(url))
-        # whatever the server's default: under REPEATABLE READ a transaction would not see what it waited for
-        options["isolation_level"] = "READ COMMITTED"
-    return options
-
-
-def _connection_limits(url: URL) -> dict[str, int]:
-    """Return the libpq parameters that limit the wait for a vanished server. Parameters in the URL win.
-
-    `tcp_user_timeout` limits how long sent data stays unacknowledged; keepalives do not help there. Keepalives limit
-    the wait for an answer after the server acknowledged the query. libpq ignores `tcp_user_timeout` outside of Linux.
-    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
-    """
-    hosts = _as_list(url.query.get("host", ""))
-    connect_timeout = max(2, min(5, GIVE_UP // len(hosts)))  # seconds for each host, at least 2
-    limits = {"connect_timeout": connect_timeout, **LIMITS}
-    return {name: limit for name, limit in limits.items() if name not in url.query}
-
-
-def _as_list(values: str | Sequence[str]) -> list[str]:
-    """Return the hosts or ports of a URL's query, written as `a,b` or as a repeated parameter."""
-    return values.split(",") if isinstance(values, str) else list(values)
-
-
-_LIBPQ_URL = re.compile(r"(?P<account>[^/?@]*@)?(?P<hosts>[^/?]*)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?", re.DOTALL)
-_HOST = re.compile(r"(?:\[([^]]+)\]|([^:\[\]]*))(?::([0-9]*))?")  # an IPv6 address in brackets, or a name; a port
-
-
-def postgresql_url(rest: str) -> str:
-    """Return the SQLAlchemy URL for a libpq URL. `rest` is the part after `postgresql://`.
-
-    libpq takes several hosts, `a:5432,b:5432`, and the folder of a socket as `%2Frun%2Fpostgresql`. SQLAlchemy reads
-    both only in the query, `?host=a,b&port=5432,5432`. In libpq a single port belongs to every host.
-    Raises ValueError if the URL cannot be read; the message never repeats the URL, which may hold a password.
-    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS
-    """
-    try:
-        text = f"postgresql+psycopg2://{_with_hosts_in_query(rest)}"
-        url = make_url(text)
-        hosts, ports = (_as_list(url.query.get(name, "")) for name in ("host", "port"))
-        if len(hosts) > len(ports) == 1 and ports[0]:
-            url = url.update_query_dict({"port": ",".join(ports * len(hosts))})
-            text = url.render_as_string(hide_password=False)
-        _check_parameters(url)
-    except (ValueError, SQLAlchemyError, ProgrammingError):
-        raise ValueError(
-            "cannot be read; check hosts, ports and parameters; percent-encode @ : / ? and % in the password"
-        ) from None
-    return text
-
-
-def _with_hosts_in_query(rest: str) -> str:
-    """Move the hosts of `rest` into its query if SQLAlchemy cannot read them where they are. Raises ValueError."""
-    found = _LIBPQ_URL.fullmatch(rest)
-    if not found or not re.search("[,%]", found["hosts"]):
-        return rest
-    hosts = [_HOST.fullmatch(host) for host in found["hosts"].split(",")]
-    if not all(hosts):
-        raise ValueError("a host or port is not valid")
-    query = {"host": ",".join(unquote(host[1] or host[2]) for host in hosts if host)}
-    query["port"] = ",".join(host[3] or "" for host in hosts if host)
-    given = found["query"] or ""
-    moved = {name: value for name, value in query.items() if value.strip(",") and name not in parse_qs(given)}
-    return f"{found['account'] or ''}{found['path'] or '/'}?{'&'.join(filter(None, [urlencode(moved), given]))}"
-
-
-def _check_parameters(url: URL) -> None:
-    """Raise ValueError, SQLAlchemyError or ProgrammingError for a parameter or port that libpq does not take."""
-    _, parameters = url.get_dialect()().create_connect_args(url)
-    make_dsn(**parameters)
-    if any(int(port or 5432) not in range(1, 65536) for port in str(parameters.get("port", "")).split(",")):
-        raise ValueError("no such port")

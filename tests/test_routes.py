@@ -198,7 +198,7 @@ def test_the_largest_id_is_the_largest_that_an_address_may_have(app: Flask, admi
 # --- The modules ---
 
 # From top to bottom: a module imports only its own layer and those below it.
-LAYERS = ({"serve"}, {"app", "cli"}, {"clinic"}, {"schemas"}, {"models"}, {"server"}, {"config"})
+LAYERS = ({"serve"}, {"app", "cli"}, {"clinic"}, {"schemas"}, {"models"}, {"server"}, {"config"}, {"database_url"})
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
