@@ -101,7 +101,7 @@ from schemas import (
 from server import database, errors, fast_reads, limits, logs, mail, metrics, system, web
 from server.database import db
 from server.endpoint import StreamedList, WrittenRecord, contract
-from server.limits import limiter
+from server.limits import limited
 from server.openapi import related_link, version_header
 
 api = Blueprint("api", __name__)
@@ -111,7 +111,7 @@ Files = list[FileStorage]
 
 
 @api.post("/signup")
-@limiter.limit("30 per minute")
+@limited("RATELIMIT_SIGNUP")
 @public
 @contract(201, at="/user/{id}", tag="Accounts", errors=(401, 403, 409), tokens=("", "access_token"))
 def signup(json: UserIn) -> UserOut:
@@ -120,7 +120,7 @@ def signup(json: UserIn) -> UserOut:
 
 
 @api.post("/login")
-@limiter.limit("60 per minute")
+@limited("RATELIMIT_LOGIN")
 @public
 @contract(tag="Accounts", errors=(401, 403))
 def login(json: Credentials) -> TokensOut:
@@ -129,7 +129,7 @@ def login(json: Credentials) -> TokensOut:
 
 
 @api.post("/refresh")
-@limiter.limit("300 per minute")  # a whole clinic's screens may share one address
+@limited("RATELIMIT_REFRESH")
 @public
 @contract(tag="Accounts", errors=(401,), tokens=("refresh_token",))
 def refresh() -> TokensOut:
@@ -181,7 +181,7 @@ def end_my_session(session_id: int) -> Message:
 
 
 @api.post("/password/forgot")
-@limiter.limit("10 per minute")
+@limited("RATELIMIT_PASSWORD_FORGOT")
 @public
 @contract(tag="Accounts")
 def forgot_password(json: ForgottenPassword) -> Message:
@@ -192,7 +192,7 @@ def forgot_password(json: ForgottenPassword) -> Message:
 
 
 @api.post("/password/reset")
-@limiter.limit("10 per minute")
+@limited("RATELIMIT_PASSWORD_RESET")
 @public
 @contract(tag="Accounts")
 def reset_password(json: PasswordResetIn) -> Message:

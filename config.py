@@ -33,6 +33,13 @@ from database_url import engine_options, postgresql_url
 
 ROOT = Path(__file__).resolve().parent
 SECRETS = ("SECRET_KEY", "JWT_SECRET_KEY", "AUDIT_KEY")
+RATELIMITS = (
+    "RATELIMIT_SIGNUP",
+    "RATELIMIT_LOGIN",
+    "RATELIMIT_REFRESH",
+    "RATELIMIT_PASSWORD_FORGOT",
+    "RATELIMIT_PASSWORD_RESET",
+)
 SHORTEST_SECRET = 32  # bytes: as long as the SHA-256 output, RFC 7518 section 3.2
 
 
@@ -208,6 +215,24 @@ class Settings(BaseModel):
         ge=0,
         description="The number of proxies in front whose X-Forwarded-For is believed. 0: none.",
     )
+    RATELIMIT_SIGNUP: str = Field("30 per minute", description="The sign-ups of one address.")
+    RATELIMIT_LOGIN: str = Field("60 per minute", description="The logins of one address, wrong passwords included.")
+    RATELIMIT_REFRESH: str = Field(
+        "300 per minute",
+        description="The refreshes of one address. A whole clinic's screens may share one.",
+    )
+    RATELIMIT_PASSWORD_FORGOT: str = Field(
+        "10 per minute", description="The requests of one address for a link to set a new password."
+    )
+    RATELIMIT_PASSWORD_RESET: str = Field(
+        "10 per minute", description="The new passwords that one address sets with a link."
+    )
+    SHED_AFTER_MS: int = Field(
+        10_000,
+        ge=100,
+        description="Milliseconds that a request may wait for its turn in a worker that has more requests than it "
+        "computes at once. Then it is answered with 503 and `Retry-After`.",
+    )
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The lowest level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
     )
@@ -294,6 +319,17 @@ class Settings(BaseModel):
     def _is_address(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
+    @field_validator(*RATELIMITS)
+    @classmethod
+    def _is_rate_limit(cls, text: str) -> str:
+        from limits import parse_many  # takes 0.05 seconds
+
+        try:
+            parse_many(text)
+        except ValueError:
+            raise ValueError("write a limit as 30 per minute; several are separated by ;") from None
+        return text
+
         return url.rstrip("/")
 
     @model_validator(mode="after")

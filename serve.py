@@ -57,7 +57,8 @@ def load(_target: str) -> Callable[..., Any]:
         return True
 
     places = PLACES[urlsplit(setting["SQLALCHEMY_DATABASE_URI"]).scheme.partition("+")[0]]
-    return Edge(app, setting["WEB_THREADS"], places, is_signed, setting["CORS_ORIGINS"])
+    patience = setting["SHED_AFTER_MS"] / 1000
+    return Edge(app, setting["WEB_THREADS"], places, is_signed, setting["CORS_ORIGINS"], patience)
 
 
 def _end_with_parent() -> None:

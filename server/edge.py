@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -93,15 +94,16 @@ class Edge:
         places: Places,
         is_signed: Callable[[str], bool],
         origins: Collection[str] = (),
+        shed_after: float = 10,
     ) -> None:
-        """Serve with this many threads and these places in the gate.
+        """Serve with this many threads and these places in the gate, for which a request waits `shed_after` seconds.
 
         `is_signed` tells whether an Authorization header has a token of ours. Pages of `origins` may read refusals.
         """
         self._application = application
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="request")
         self._is_signed, self._origins = is_signed, frozenset(origins)
-        self._places = places
+        self._places, self._shed_after = places, shed_after
         self._gate: Gate | None = None
         metrics.sample("hosi_gate_waiting", "Requests that wait for their turn.", self._waiting)
 
@@ -148,12 +150,12 @@ class Edge:
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    async def _inside(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Do the work in a thread, inside the gate."""
+    async def _inside(self, patience: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do the work in a thread, inside the gate. `Gate.enter` explains `patience`."""
         if self._gate is None:
             self._gate = Gate(asyncio.get_running_loop(), self._places)
         try:
-            turn = await self._gate.enter()
+            turn = await self._gate.enter(patience)
         except Full:
             metrics.refused_by_gate.inc()
             raise _unavailable(Code.BUSY, "This server is busy at the moment. Please try again.") from None
@@ -163,7 +165,7 @@ class Edge:
             turn.leave()
 
     async def _answer(self, environ: dict[str, Any], send: Send) -> None:
-        answer: Answer = await self._inside(Answer, self._application, environ)
+        answer: Answer = await self._inside(self._shed_after, Answer, self._application, environ)
         try:
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             if answer.is_whole and len(answer.first or b"") <= PIECE:
@@ -177,7 +179,7 @@ class Edge:
     async def _send_pieces(self, answer: Answer, send: Send) -> None:
         """Compute and send piece by piece. A piece of a file is only read."""
         piece, answer.first = answer.first, None
-        compute = self._in_thread if answer.is_file else self._inside
+        compute = self._in_thread if answer.is_file else partial(self._inside, None)  # an answer that began goes on
         while piece is not None:
             parts: Iterable[bytes] = _cut(piece)
             if len(piece) > LARGE:

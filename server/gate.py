@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 SLOW_AFTER = 0.1  # seconds
-PATIENCE = 10  # seconds that a request waits before it is refused
 
 _current = threading.local()
 
@@ -26,7 +25,7 @@ class Places(NamedTuple):
 
 
 class Full(Exception):
-    """A request waited for `PATIENCE` seconds and was not let in."""
+    """A request waited for as long as it may and was not let in."""
 
 
 class Turn:
@@ -86,11 +85,14 @@ class Gate:
         """How many requests wait for their turn."""
         return len(self._waiting)
 
-    async def enter(self) -> Turn:
-        """Return a turn, after those who wait already have got theirs. Raises `Full`."""
+    async def enter(self, patience: float | None) -> Turn:
+        """Return a turn, after those who wait already have got theirs.
+
+        Raises `Full` after `patience` seconds. None waits for as long as it takes.
+        """
         turn = Turn(self)
         if self._waiting or len(self._quick) >= self._places.quick:
-            await self._wait(turn)
+            await self._wait(turn, patience)
         else:
             self.admit(turn)
         return turn
@@ -106,13 +108,13 @@ class Gate:
         self._slow.discard(turn)
         self._let_in()
 
-    async def _wait(self, turn: Turn) -> None:
+    async def _wait(self, turn: Turn, patience: float | None) -> None:
         place = self._loop.create_future()
         self._waiting.append((place, turn))
         if self._timer is None:
             self._watch()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(patience):
                 await place
         except BaseException as error:
             with suppress(ValueError):

@@ -6,13 +6,15 @@ import re
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from flask import Flask, Response, current_app, request
 from flask_limiter import Limiter, RateLimitExceeded
 from flask_limiter.util import get_qualified_name
 
 from server import errors
+
+View = TypeVar("View", bound=Callable[..., Any])
 
 
 def client_address() -> str:
@@ -37,10 +39,23 @@ limiter = Limiter(
 )
 
 
+_limited: set[str] = set()  # names of views
+
+
+def limited(setting: str) -> Callable[[View], View]:
+    """Limit the requests of an address to the view, by a setting such as "30 per minute"."""
+
+    def decorate(view: View) -> View:
+        _limited.add(get_qualified_name(view))
+        return cast(View, limiter.limit(lambda: str(current_app.config[setting]))(view))
+
+    return decorate
+
+
 @cache
 def is_limited(view: Callable[..., Any]) -> bool:
     """Return whether requests to this view are counted by address."""
-    return bool(limiter.limit_manager.decorated_limits(get_qualified_name(view)))
+    return get_qualified_name(view) in _limited
 
 
 def _on_rate_limit(error: RateLimitExceeded) -> Response:

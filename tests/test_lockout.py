@@ -456,6 +456,16 @@ def test_requests_of_one_address_are_limited(limited: Flask, path: str) -> None:
     assert elsewhere.status_code != 429
 
 
+def test_a_clinic_sets_its_own_limits(app: Flask, make_app: MakeApp) -> None:
+    limiter._key_prefix = ""
+    strict = make_app(RATELIMIT_ENABLED=True, RATELIMIT_LOGIN="3 per minute; 100 per hour")
+    try:
+        assert [Client(strict).post("/login").status_code for _ in range(4)] == [415] * 3 + [429]
+        assert Client(strict).post("/signup").status_code == 415
+    finally:
+        limiter.enabled = False
+
+
 def test_a_limited_request_says_how_long_to_wait(limited: Flask) -> None:
     refused = [Client(limited).post("/password/forgot") for _ in range(11)][-1]
     assert_refused(refused, 429)
