@@ -99,6 +99,7 @@ from schemas import (
     WeekIn,
 )
 from server import database, errors, fast_reads, limits, logs, mail, metrics, system, web
+from server import database, errors, fast_reads, limits, logs, mail, standby, system, web
 from server.database import db
 from server.endpoint import StreamedList, WrittenRecord, contract
 from server.limits import limited
@@ -600,6 +601,7 @@ def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blue
     app.config.update(setting)
     for part in (errors, refusals, database, fast_reads, startup, passwords, sessions, limits, stores, cli, web):
         part.init_app(app)
+    standby.init_app(app)
     listeners.register()
     nodes.init_app(app)
     metrics.show_chores(setting["INSTANCE_PATH"], cli.CHORES)

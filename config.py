@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from database_url import engine_options, postgresql_url
+from database_url import engine_options, postgresql_url, standby_options
 
 ROOT = Path(__file__).resolve().parent
 SECRETS = ("SECRET_KEY", "JWT_SECRET_KEY", "AUDIT_KEY")
@@ -110,6 +110,11 @@ class Settings(BaseModel):
         [], description="Earlier keys of the record history, separated by commas. See `flask audit rotate --help`."
     )
     DATABASE_URL: str = Field("", description="The address of the database. Empty: SQLite in the instance folder.")
+    DATABASE_READ_URL: str = Field(
+        "",
+        description="The address of a standby of PostgreSQL. Whole collections, `GET /audit` and `GET /statistics` are "
+        "read there while it has every write that was acknowledged before the request, else from `DATABASE_URL`.",
+    )
     STATEMENT_TIMEOUT: int = Field(30, ge=1, description="Seconds that one SQL statement may take on PostgreSQL.")
     INSTANCE_PATH: Path = Field(
         ROOT / "instance",
@@ -210,11 +215,6 @@ class Settings(BaseModel):
         description="Where requests are counted. `memory://`: in each process. `redis://…`: in a Redis that "
         "several nodes share.",
     )
-    TRUSTED_PROXIES: int = Field(
-        0,
-        ge=0,
-        description="The number of proxies in front whose X-Forwarded-For is believed. 0: none.",
-    )
     RATELIMIT_SIGNUP: str = Field("30 per minute", description="The sign-ups of one address.")
     RATELIMIT_LOGIN: str = Field("60 per minute", description="The logins of one address, wrong passwords included.")
     RATELIMIT_REFRESH: str = Field(
@@ -232,6 +232,11 @@ class Settings(BaseModel):
         ge=100,
         description="Milliseconds that a request may wait for its turn in a worker that has more requests than it "
         "computes at once. Then it is answered with 503 and `Retry-After`.",
+    )
+    TRUSTED_PROXIES: int = Field(
+        0,
+        ge=0,
+        description="The number of proxies in front whose X-Forwarded-For is believed. 0: none.",
     )
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The lowest level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
@@ -298,7 +303,7 @@ class Settings(BaseModel):
             raise ValueError("no such ISO 3166 country; examples are KE and GB")
         return name.upper()
 
-    @field_validator("DATABASE_URL")
+    @field_validator("DATABASE_URL", "DATABASE_READ_URL")
     @classmethod
     def _names_the_driver(cls, url: str) -> str:
         """Name psycopg2 for `postgres://` and `postgresql://`: SQLAlchemy 2.1 reads `postgresql://` as psycopg 3."""
@@ -314,15 +319,10 @@ class Settings(BaseModel):
             raise ValueError("must be memory:// or begin with redis:// or rediss://")
         return uri
 
-    @field_validator("PUBLIC_URL", "PASSWORD_RESET_URL", "CLOUDINARY_UPLOAD_PREFIX", "S3_ENDPOINT")
-    @classmethod
-    def _is_address(cls, url: str) -> str:
-        if url and not url.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
     @field_validator(*RATELIMITS)
     @classmethod
     def _is_rate_limit(cls, text: str) -> str:
-        from limits import parse_many  # takes 0.05 seconds
+        from limits import parse_many  # only where a limit is set
 
         try:
             parse_many(text)
@@ -330,7 +330,19 @@ class Settings(BaseModel):
             raise ValueError("write a limit as 30 per minute; several are separated by ;") from None
         return text
 
+    @field_validator("PUBLIC_URL", "PASSWORD_RESET_URL", "CLOUDINARY_UPLOAD_PREFIX", "S3_ENDPOINT")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
         return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _has_a_primary(self) -> Self:
+        postgresql = self.DATABASE_URL.startswith("postgresql")
+        if self.DATABASE_READ_URL and not (postgresql and self.DATABASE_READ_URL.startswith("postgresql")):
+            raise ValueError("DATABASE_READ_URL is for PostgreSQL: both addresses must begin with postgresql://")
+        return self
 
     @model_validator(mode="after")
     def _reads_cloudinary_url(self) -> Self:
@@ -428,6 +440,8 @@ def read_settings(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     flask_settings = _flask_settings(settings)
     options = engine_options(flask_settings["SQLALCHEMY_DATABASE_URI"], settings.WEB_THREADS)
     others = {name: value for name, value in given.items() if name not in Settings.model_fields}
+    if standby := settings.DATABASE_READ_URL:
+        flask_settings["SQLALCHEMY_BINDS"] = {"standby": {"url": standby, **standby_options(standby)}}
     return {"SQLALCHEMY_ENGINE_OPTIONS": options, **settings.model_dump(), **flask_settings, **others}
 
 

@@ -23,6 +23,8 @@ LIMITS = {
     "keepalives_count": 2,
 }
 
+STANDBY_LIMITS = {"connect_timeout": 2, "tcp_user_timeout": 2000}  # seconds, milliseconds
+
 POOL = 40  # connections of a worker to PostgreSQL: 14 requests inside the gate, two for each, and the streams
 
 
@@ -41,6 +43,15 @@ def engine_options(url: str, threads: int) -> dict[str, Any]:
         options["connect_args"] = _connection_limits(make_url(url))
         # whatever the server's default: under REPEATABLE READ a transaction would not see what it waited for
         options["isolation_level"] = "READ COMMITTED"
+    return options
+
+
+def standby_options(url: str) -> dict[str, Any]:
+    """Return the arguments of `create_engine` for a standby. It is given up sooner: the primary can do the same."""
+    options = engine_options(url, POOL)
+    options["connect_args"] |= {
+        name: limit for name, limit in STANDBY_LIMITS.items() if name not in make_url(url).query
+    }
     return options
 
 

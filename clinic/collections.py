@@ -32,7 +32,8 @@ from server import streams
 from server.cursor import make_cursor, next_link, read_cursor
 from server.database import UTCDateTime, db
 from server.endpoint import StreamedList, WrittenRecord, caller_and_request, log_access
-from server.fast_reads import Row, read, stop, streaming
+from server.fast_reads import Row, read, stop
+from server.standby import streaming
 from server.times import clinic_zone, writer
 
 BATCH = 500  # rows of a stream that are in memory together, if they are short

@@ -13,7 +13,7 @@ from models import Appointment, AppointmentStatus, Patient, PatientStatus, Repor
 from schemas import CountOut, DoctorCountOut, PeriodOut, StatisticsOut, StatisticsQuery
 from server import errors
 from server.database import UTCDateTime, db
-from server.fast_reads import snapshot
+from server.standby import snapshot
 from server.times import DAY, start_of, today
 
 MOST_PERIODS = 1_000

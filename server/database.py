@@ -236,7 +236,7 @@ def limited(statement: str, seconds: int) -> str:
     return f"SET LOCAL statement_timeout = {seconds * 1000}; {statement}"
 
 
-def _on_postgresql(engine: Engine, seconds: int) -> None:
+def on_postgresql(engine: Engine, seconds: int) -> None:
     """Limit the time of every transaction's statements, and replace a connection that the server closed."""
 
     @event.listens_for(engine, "begin")
@@ -401,4 +401,4 @@ def init_app(app: Flask) -> None:
         if db.engine.dialect.name == "sqlite":
             _on_sqlite(db.engine)
         else:
-            _on_postgresql(db.engine, app.config["STATEMENT_TIMEOUT"])
+            on_postgresql(db.engine, app.config["STATEMENT_TIMEOUT"])

@@ -135,18 +135,14 @@ def stop(_: object = None) -> None:
 def snapshot() -> Connection:
     """Return a connection whose statements all see the same state of the database. Close it after use."""
     stop()  # a thread that holds a connection while it waits for another could empty the pool
-    connection = db.engine.connect().execution_options(reading=True)
+    return as_snapshot(db.engine.connect().execution_options(reading=True))
+
+
+def as_snapshot(connection: Connection) -> Connection:
+    """Return the connection, whose next transaction sees one state of the database."""
     if connection.dialect.name == "postgresql":  # SQLite does so by itself
         connection.execution_options(isolation_level="REPEATABLE READ")
     return connection
-
-
-def streaming(batch: int) -> Connection:
-    """Return a snapshot for a stream of `batch` rows at a time. Close it after use.
-
-    It stays open after the context of the request ends: the rows are still to be sent.
-    """
-    return snapshot().execution_options(yield_per=batch)
 
 
 def init_app(app: Flask) -> None:

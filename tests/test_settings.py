@@ -279,6 +279,8 @@ def test_production_starts_with_settings_that_are_strong(home: Path, read: Read)
         ("DATABASE_URL", "hosi"),
         ("DATABASE_URL", "mysql://db/clinic"),
         ("DATABASE_URL", "postgresql+psycopg://db/clinic"),
+        ("DATABASE_READ_URL", "postgresql://standby/hosi"),  # of which primary?
+        ("DATABASE_READ_URL", "sqlite:///copy.db"),
         ("RATELIMIT_LOGIN", "often"),
         ("RATELIMIT_LOGIN", "0"),
         ("SHED_AFTER_MS", "0"),

@@ -13,6 +13,7 @@ from models import Absence, AuditEntry, Image, Patient, Record, Report, User, We
 from schemas import AuditQuery, HistoryOut
 from server.database import db
 from server.endpoint import StreamedList
+from server.standby import snapshot
 
 _entries = cast(Table, AuditEntry.__table__)
 _page = TypeAdapter(list[HistoryOut])
@@ -41,7 +42,8 @@ def history(record: Record) -> list[HistoryOut]:
 
 def search(query: AuditQuery) -> StreamedList[HistoryOut]:
     """Return a page of entries of all records and of sign-ins, newest first, with a `Link` to the next page."""
-    found = [_entry(row) for row in db.session.execute(_newest(query))]
+    with snapshot() as connection:
+        found = [_entry(row) for row in connection.execute(_newest(query))]
     entries = found[: query.limit]
     page: StreamedList[HistoryOut] = StreamedList(_page.dump_json(entries), mimetype="application/json")
     page.records_shown = ", ".join(entry.records_shown for entry in entries)
