@@ -98,8 +98,7 @@ from schemas import (
     UserQuery,
     WeekIn,
 )
-from server import database, errors, fast_reads, limits, logs, mail, metrics, system, web
-from server import database, errors, fast_reads, limits, logs, mail, standby, system, web
+from server import database, errors, fast_reads, limits, logs, mail, metrics, standby, system, web
 from server.database import db
 from server.endpoint import StreamedList, WrittenRecord, contract
 from server.limits import limited
