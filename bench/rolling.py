@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,11 +71,11 @@ class Load:
         """Return how many requests had no answer, or one but 2xx and 4xx."""
         return sum(count for what, count in self.seen.items() if not what.startswith(("2", "4")))
 
-    def _go_on(self, work: "object") -> None:
+    def _go_on(self, work: Callable[[urllib3.PoolManager], int]) -> None:
         http = urllib3.PoolManager(retries=False, timeout=30)
         while not self._stop.is_set():
             try:
-                self.seen[str(work(http))] += 1  # type: ignore[operator]
+                self.seen[str(work(http))] += 1
             except urllib3.exceptions.HTTPError as error:
                 self.seen[type(error).__name__] += 1
             time.sleep(0.01)
