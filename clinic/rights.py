@@ -78,9 +78,9 @@ def caller() -> Caller:
 
 def hidden_fields(kind: type[Record], owner_id: int | None = None) -> frozenset[str]:
     """Return the fields that the caller may not see in records of this kind. Without a caller nobody sees them."""
-    if kind in SEEN_BY_OWNER and "caller" in g and owner_id == g.caller.id:
-        return frozenset()
     who: Caller | None = g.get("caller")
+    if kind in SEEN_BY_OWNER and who and owner_id == who.id:
+        return frozenset()
     return _hidden_from(kind, who.role if who else "")
 
 

@@ -2,11 +2,11 @@
 
 import logging
 import re
+import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jwt
 from flask import Flask, current_app, request
@@ -33,8 +33,7 @@ KEPT = timedelta(days=30)  # after the session ends: clinic/lockout.py reads the
 _ENDED = "This login has ended. Please sign in again."
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """The user who sent the request, and the login session of the request's token."""
 
     id: int
@@ -74,7 +73,7 @@ def _verified(token: str, key: str) -> Claims:
 
 def _claims(purpose: str) -> Claims:
     """Return the claims of the request's bearer token. Raises `Unauthorized`, also for a token of another purpose."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise errors.Unauthorized(f"Please sign in: this needs the header Authorization: Bearer <{purpose} token>.")
     try:
@@ -83,7 +82,7 @@ def _claims(purpose: str) -> Claims:
         raise errors.Unauthorized("This token is not valid. Please sign in again.") from None
     if claims.type != purpose:
         raise errors.Unauthorized(f"This is not {'an access' if purpose == ACCESS else 'a refresh'} token.")
-    if claims.exp <= now().timestamp():
+    if claims.exp <= time.time():
         raise errors.Unauthorized("This token has expired. Refresh it or sign in again.")
     return claims
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 from flask import Response, g, request
 from pydantic import BaseModel, TypeAdapter
 
-from server import database, errors, logs, multipart
+from server import database, errors, logs, multipart, seen
 from server.bodies import PARSERS, PUBLIC_LIMIT
 
 Answer = TypeVar("Answer")
@@ -72,15 +72,15 @@ class Contract:
     others: Mapping[int, Any] = field(default_factory=dict)  # the types of other successes, which the view writes
 
 
-def log_access(records_shown: str, asked: tuple[str | None, str] | None = None) -> None:
-    """Write to the access log which records the caller was shown. A stream passes the `caller_and_request()`."""
-    if records_shown:
-        logs.access.write(*(asked or caller_and_request()), records_shown)
+def log_access(records_shown: str) -> None:
+    """Let the access log tell, before the answer is sent, which records it shows."""
+    request.environ[seen.SHOWN] = records_shown
 
 
-def caller_and_request() -> tuple[str | None, str]:
-    """Return the id of the request, and who sent it, for the access log."""
-    return errors.request_id(), f"user {g.caller.id} {request.method} {request.path}"
+def access_log() -> Callable[[str], None]:
+    """Return the function by which a stream writes to the access log what it is about to show."""
+    sender = errors.request_id(), f"user {g.caller.id} {request.method} {request.path}"
+    return lambda records_shown: logs.access.write(*sender, records_shown) if records_shown else None
 
 
 def check_if_match(version: int, record: errors.RecordId | None) -> None:

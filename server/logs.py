@@ -103,21 +103,26 @@ class Line(NamedTuple):
     fields: tuple[str, ...]  # the names of the values of `text`
 
     def write(self, *values: Any) -> None:
-        """Write such a line, as `Logger.info` does.
+        """Write such a line, as `Logger.info` does."""
+        write((self, values))
 
-        Where the root logger has our handler alone, the line goes straight to its stream: with `Logger.info` a guarded
-        read takes 142 µs of CPU instead of 126 µs. Where others listen, as in tests, the logger tells them.
-        """
-        handler = logging.root.handlers[0] if len(logging.root.handlers) == 1 else None
-        if isinstance(handler, logging.StreamHandler) and handler.lock:
-            formatter = handler.formatter
-            if isinstance(formatter, OneLineFormatter | OneObjectFormatter):
-                with suppress(Exception), handler.lock:
-                    handler.stream.write(formatter.quick(self, values) + handler.terminator)
-                    handler.flush()
-                    return
-        fields = dict(zip(self.fields, values, strict=True))
-        self.logger.info(self.text, *values, extra=fields)  # it also tells what went wrong with the stream
+
+def write(*lines: tuple[Line, tuple[Any, ...]]) -> None:
+    """Write lines with their values, as `Logger.info` does, together.
+
+    Where the root logger has our handler alone, they go straight to its stream: with `Logger.info` a guarded read takes
+    142 µs of CPU instead of 126 µs. Where others listen, as in tests, the loggers tell them.
+    """
+    handler = logging.root.handlers[0] if len(logging.root.handlers) == 1 else None
+    if isinstance(handler, logging.StreamHandler) and handler.lock:
+        formatter = handler.formatter
+        if isinstance(formatter, OneLineFormatter | OneObjectFormatter):
+            with suppress(Exception), handler.lock:
+                handler.stream.write("".join([formatter.quick(*line) + handler.terminator for line in lines]))
+                handler.stream.flush()
+                return
+    for line, values in lines:  # the loggers also tell what went wrong with the stream
+        line.logger.info(line.text, *values, extra=dict(zip(line.fields, values, strict=True)))
 
 
 # Who was shown which records

@@ -1,7 +1,7 @@
 """Counts each request and writes its line of the log, once it is answered."""
 
+import random
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,6 +13,7 @@ from server import logs, metrics
 BEGAN = "hosi.began"  # the key of the environ for when the request was whole, by time.perf_counter()
 USER = "hosi.user"  # the key for the id of the user who sent it
 RULE = "hosi.rule"  # the key for the rule of its route
+SHOWN = "hosi.shown"  # the key for the records that its answer shows, in words
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _WORD = re.compile(r"/[a-z-]{1,20}", re.ASCII)
@@ -20,7 +21,7 @@ _WORD = re.compile(r"/[a-z-]{1,20}", re.ASCII)
 
 def request_id_of(given: str) -> str:
     """Return the id that a proxy gave the request, or a new one."""
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"  # no secret
 
 
 def path_of(path: str, rule: Rule | None = None) -> str:
@@ -29,29 +30,27 @@ def path_of(path: str, rule: Rule | None = None) -> str:
     Of a path that has no route only the beginning is told. A client may have put anything there, a search text say.
     """
     if rule is not None:
-        converters: Mapping[str, Any] = rule._converters
-        return path if all(hasattr(one, "is_told") for one in converters.values()) else rule.rule
+        for converter in rule._converters.values():
+            if not hasattr(converter, "is_told"):
+                return rule.rule
+        return path
     word = _WORD.match(path)
     return word[0] if word and word[0] == path else f"{word[0] if word else '/'}…"
 
 
 def note(environ: Mapping[str, Any], request_id: str, status: int, size: int) -> None:
-    """Count a request that is answered with so many bytes, and write its line."""
+    """Count a request that is answered with so many bytes, and write its lines."""
     seconds = time.perf_counter() - environ[BEGAN]
     rule: Rule | None = environ.get(RULE)
-    method, route = environ["REQUEST_METHOD"], rule.rule if rule else ""
+    method, route, path = environ["REQUEST_METHOD"], rule.rule if rule else "", path_of(environ["PATH_INFO"], rule)
+    user, address = environ.get(USER, "-"), environ.get("REMOTE_ADDR") or "-"
     metrics.count_request(method, route, status, seconds)
-    logs.answered.write(
-        request_id,
-        environ.get("REMOTE_ADDR") or "-",
-        environ.get(USER, "-"),
-        method[:20],
-        route or "-",
-        path_of(environ["PATH_INFO"], rule),
-        status,
-        size,
-        round(seconds * 1000, 1),
-    )
+    milliseconds = round(seconds * 1000, 1)
+    answered = request_id, address, user, method[:20], route or "-", path, status, size, milliseconds
+    if shown := environ.get(SHOWN):
+        logs.write((logs.access, (request_id, f"user {user} {method} {path}", shown)), (logs.answered, answered))
+    else:
+        logs.write((logs.answered, answered))
 
 
 class Counted:
