@@ -6,15 +6,17 @@ Rows of pages and streams become JSON without validation by an answer model: the
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 import orjson
 from flask import g
-from sqlalchemy import Boolean, ColumnElement, Connection, FromClause, Select, literal_column, select
+from sqlalchemy import JSON, Boolean, ColumnElement, Connection, FromClause, Select, literal_column, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 
-from clinic.query import QueryShape, Statements, Values
+from clinic.query import MOST_COUNTED, QueryShape, Statements, Values, estimated
 from clinic.rights import hidden_fields
 from models import Appointment, Image, Patient, Record, Report, User, not_found
 from schemas import (
@@ -30,8 +32,8 @@ from schemas import (
 )
 from server import streams
 from server.cursor import make_cursor, next_link, read_cursor
-from server.database import UTCDateTime, db
-from server.endpoint import StreamedList, WrittenRecord, caller_and_request, log_access
+from server.database import UTCDateTime
+from server.endpoint import StreamedList, WrittenRecord, access_log
 from server.fast_reads import Row, read, stop
 from server.standby import streaming
 from server.times import clinic_zone, writer
@@ -43,6 +45,14 @@ PIECE = 256 * 1024  # bytes of a batch, about
 Answer = TypeVar("Answer", bound=Out)
 Fields = dict[str, Any]
 Finish = Callable[[Fields], None]
+ToRecords = Callable[[Sequence[Row]], list[Fields]]
+
+
+# How the stored values of a column become those of an answer. SQLite stores booleans as numbers, and JSON as text.
+_CONVERTERS: dict[type[TypeEngine[Any]], Callable[[Iterable[Any]], Iterable[Any]]] = {
+    Boolean: lambda column: map(bool, column),
+    JSON: lambda column: [[] if not v else orjson.loads(v) if isinstance(v, str) else v for v in column],
+}
 
 
 class Collection(Generic[Answer]):
@@ -66,8 +76,9 @@ class Collection(Generic[Answer]):
         self.kind, self.answer, self.complete = kind, answer, complete
         columns = kind.__table__.c
         self.names = [name for name in answer.model_fields if name in columns]
-        self.times = [name for name in self.names if isinstance(columns[name].type, UTCDateTime)]
-        self.booleans = [name for name in self.names if isinstance(columns[name].type, Boolean)]
+        types = [columns[name].type for name in self.names]
+        self.times = [n for n, stored in enumerate(types) if isinstance(stored, UTCDateTime)]
+        self.others = [(n, convert) for n, stored in enumerate(types) if (convert := _CONVERTERS.get(type(stored)))]
         self.statements = Statements(kind, self.names, orders, span, minutes, source, extra_columns)
 
     def get(self, record_id: int, finish: Finish | None = None) -> WrittenRecord[Answer]:
@@ -89,7 +100,7 @@ class Collection(Generic[Answer]):
         if not rows:
             stop()  # the session takes another connection
             raise not_found(self.kind, record_id)
-        return self.row_converter(finish)(rows[0])
+        return self.converter(finish)(rows)[0]
 
     def answer_to(self, query: CollectionQuery, finish: Finish | None = None) -> StreamedList[Answer]:
         """Return a page of the query's records; without a limit, a stream of them all.
@@ -98,13 +109,11 @@ class Collection(Generic[Answer]):
         """
         after = [] if query.cursor is None else read_cursor(query.cursor, self._scope(query))
         shape, values = self.statements.shape_of(query, after, g.caller.id)
-        headers = {}
-        if query.total:
-            headers["X-Total-Count"] = str(read(self.statements.count(replace(shape, after="")), values)[0][0])
+        headers = self._total(replace(shape, after=""), values) if query.total else {}
         if query.limit is None:
             return self._stream(shape, values, headers, finish)
         rows = read(self.statements.page(shape), values | {"limit": query.limit + 1})
-        records = list(map(self.row_converter(finish), rows[: query.limit]))
+        records = self.converter(finish)(rows[: query.limit])
         if len(rows) > query.limit:
             key = self._key(shape, rows[query.limit - 1])
             day = getattr(query, "on", None)  # `today` is another day tomorrow
@@ -113,6 +122,16 @@ class Collection(Generic[Answer]):
         page: StreamedList[Answer] = StreamedList(orjson.dumps(records), headers=headers, mimetype="application/json")
         page.records_shown = self.ids_of(records)
         return page
+
+    def _total(self, shape: QueryShape, values: Values) -> dict[str, str]:
+        """Return the headers that tell how many records there are: many are estimated on PostgreSQL."""
+        count = read(self.statements.count(shape), values)[0][0]
+        if count <= MOST_COUNTED:
+            return {"X-Total-Count": str(count)}
+        many = read(self.statements.estimate(shape), values)[0][0]
+        if isinstance(many, int):
+            return {"X-Total-Count": str(many)}
+        return {"X-Total-Count": str(max(count, estimated(many))), "X-Total-Count-Estimated": "true"}
 
     def _scope(self, query: CollectionQuery) -> str:
         """Return the collection, order and filters for which a cursor is valid."""
@@ -128,7 +147,7 @@ class Collection(Generic[Answer]):
         self, shape: QueryShape, values: Values, headers: Mapping[str, str], finish: Finish | None
     ) -> StreamedList[Answer]:
         """Return a stream of all rows."""
-        return streamed(self.statements.whole(shape), values, self.row_converter(finish), self.ids_of, headers)
+        return streamed(self.statements.whole(shape), values, self.converter(finish), self.ids_of, headers)
 
     def ids_of(self, records: list[Fields]) -> str:
         """Return the ids for the access log, in the form of the answer model's `records_shown`."""
@@ -140,35 +159,40 @@ class Collection(Generic[Answer]):
             ids = [f"{record} (images {image_ids})" for record, image_ids in zip(ids, images, strict=True)]
         return noun + f", {noun}".join(ids) if ids else ""
 
-    def row_converter(self, finish: Finish | None) -> Callable[[Row], Fields]:
-        """Return a function that turns a driver's row into the fields of an answer. It needs no application context."""
-        names, times, complete, write = self.names, self.times, self.complete, writer(clinic_zone())
-        hidden = hidden_fields(self.kind)
-        # SQLite stores booleans as numbers.
-        booleans = self.booleans if self.booleans and db.engine.dialect.name == "sqlite" else []
+    def converter(self, finish: Finish | None) -> ToRecords:
+        """Return a function that turns a driver's rows into the fields of answers. It needs no application context.
 
-        def to_fields(row: Row) -> Fields:
-            fields = dict(zip(names, row))  # noqa: B905  # with strict=False a page of 100 takes 5 % longer
-            for name in times:
-                if (time := fields[name]) is not None:
-                    fields[name] = write(time)
-            for name in booleans:
-                fields[name] = bool(fields[name])
-            for name in hidden:
-                fields[name] = None
+        It converts column by column: a page of 100 patients takes 7 % less CPU this way than row by row.
+        """
+        names, complete, write = self.names, self.complete, writer(clinic_zone())
+        hidden = [names.index(name) for name in hidden_fields(self.kind)]
+
+        def to_records(rows: Sequence[Row]) -> list[Fields]:
+            if not rows:
+                return []
+            columns: list[Iterable[Any]] = list[Iterable[Any]](zip(*rows))[: len(names)]  # noqa: B905
+            for n in self.times:
+                columns[n] = write(columns[n])
+            for n, convert in self.others:
+                columns[n] = convert(columns[n])
+            for n in hidden:
+                columns[n] = repeat(None)
+            records = [dict(zip(names, values)) for values in zip(*columns)]  # noqa: B905
             if complete:
-                complete(fields, row)
+                for fields, row in zip(records, rows, strict=True):
+                    complete(fields, row)
             if finish:
-                finish(fields)
-            return fields
+                for fields in records:
+                    finish(fields)
+            return records
 
-        return to_fields
+        return to_records
 
 
 def streamed(
     statements: Iterable[Select[Any]],
     values: Values,
-    to_fields: Callable[[Row], Fields],
+    to_records: ToRecords,
     records_shown: Callable[[list[Fields]], str],
     headers: Mapping[str, str],
 ) -> StreamedList[Any]:
@@ -177,11 +201,11 @@ def streamed(
     `records_shown` says what the access log says of a batch. The first batch is read before the answer begins, so that
     the client gets an error if that fails. A later failure breaks the connection before the closing `]`.
     """
-    sender, size = caller_and_request(), _BatchSize()
+    log_access, size = access_log(), _BatchSize()
 
-    def to_records(rows: Sequence[Row]) -> list[Fields]:
-        records = list(map(to_fields, rows))
-        log_access(records_shown(records), sender)
+    def shown(rows: Sequence[Row]) -> list[Fields]:
+        records = to_records(rows)
+        log_access(records_shown(records))
         return records
 
     with ExitStack() as closing:
@@ -191,7 +215,7 @@ def streamed(
         closing.callback(batches.close)
         rows = _with_first([next(batches, [])], batches)
         stream: StreamedList[Any] = StreamedList(
-            _json_array(map(to_records, rows), size), headers=headers, mimetype="application/json"
+            _json_array(map(shown, rows), size), headers=headers, mimetype="application/json"
         )
         stream.call_on_close(closing.pop_all().close)
     return stream
@@ -243,14 +267,6 @@ PEOPLE = (*(_patient.c[name] for name in _PATIENT), *(_doctor.c[name] for name i
 def _with_names(kind: type[Appointment | Report]) -> FromClause:
     table = kind.__table__
     return table.join(_patient, _patient.c.id == table.c.patient_id).join(_doctor, _doctor.c.id == table.c.user_id)
-
-
-def _read_merged(fields: Fields, _: Row) -> None:
-    merged = fields["merged"]
-    if merged is None:
-        fields["merged"] = []
-    elif isinstance(merged, str):  # SQLite stores JSON as a text
-        fields["merged"] = orjson.loads(merged)
 
 
 def _add_people(fields: Fields, row: Row) -> None:
@@ -307,7 +323,6 @@ PATIENTS = Collection(
     PatientOut,
     {"id": ("id",), **_BY_NAME, "admitted_at": ("admitted_at", "id")},
     span=("admitted_at", "admitted_from", "admitted_to"),
-    complete=_read_merged,
 )
 APPOINTMENTS = Collection(
     Appointment,

@@ -234,9 +234,9 @@ def rows(
     return selected.order_by(found.c.word, found.c.record_id).limit(limit)
 
 
-def count(kind: type[Record], words: Sequence[int], conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    """Select the number of records that a search finds."""
-    return select(func.count()).select_from(_matches(kind, words, conditions)) if words else select(literal(0))
+def found(kind: type[Record], words: Sequence[int], conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """Select the ids of the records that a search finds."""
+    return select(_matches(kind, words, conditions).c.record_id) if words else select(literal(0)).where(false())
 
 
 def _matches(

@@ -1,6 +1,6 @@
 """Lists the appointments and reports of a patient, the newest first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, cast
@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.types import NullType
 
 from clinic import rights
-from clinic.collections import APPOINTMENTS, PATIENTS, PEOPLE, REPORTS, Collection, Fields, streamed
+from clinic.collections import APPOINTMENTS, PATIENTS, PEOPLE, REPORTS, Collection, Fields, ToRecords, streamed
 from clinic.image_links import image_links
 from clinic.query import from_json
 from models import Appointment, Patient, Report, User
@@ -54,9 +54,9 @@ def of(patient_id: int, query: TimelineQuery) -> StreamedList[Any]:
     values = {"patient": patient_id, "at": from_json(at, _AT), **{f"before_{n}": one for n, one in enumerate(ids)}}
     headers = {"X-Total-Count": str(read(_count(kinds), values)[0][0])} if query.total else {}
     if query.limit is None:
-        return streamed([_statement(kinds)], values, _row_converter(kinds), _records_shown, headers)
+        return streamed([_statement(kinds)], values, _converter(kinds), _records_shown, headers)
     rows = read(_statement(kinds, limited=True), values | {"limit": query.limit + 1})
-    entries = list(map(_row_converter(kinds), rows[: query.limit]))
+    entries = _converter(kinds)(rows[: query.limit])
     if len(rows) > query.limit:
         headers["Link"] = next_link(make_cursor(_key(rows[query.limit - 1], kinds), scope))
     page: StreamedList[Any] = StreamedList(orjson.dumps(entries), headers=headers, mimetype="application/json")
@@ -142,22 +142,24 @@ def _count(kinds: Kinds) -> Select[Any]:
 # --- Entries ---
 
 
-def _row_converter(kinds: Kinds) -> Callable[[Row], Fields]:
-    """Return a function that turns a row into an entry: the record as its own address answers it."""
+def _converter(kinds: Kinds) -> ToRecords:
+    """Return a function that turns rows into entries: each record as its own address answers it."""
     parts = []  # for each kind: its noun, its time, where its columns begin and end, and how they become fields
     start = 3
     for kind in kinds:
         end = start + len(kind.statements.rows.selected_columns) - len(PEOPLE)
-        to_fields = kind.row_converter(image_links() if kind is REPORTS else None)
-        parts.append((kind.kind.noun(), TIMES[kind.kind], start, end, to_fields))  # type: ignore[index]
+        to_records = kind.converter(image_links() if kind is REPORTS else None)
+        parts.append((kind.kind.noun(), TIMES[kind.kind], start, end, to_records))  # type: ignore[index]
         start = end
 
-    def to_entry(row: Row) -> Fields:
-        noun, time, first, last, to_fields = parts[row[0]]
-        fields = to_fields((*row[first:last], *row[-len(PEOPLE) :]))
-        return {"kind": noun, "at": fields[time], **fields}
+    def to_entries(rows: Sequence[Row]) -> list[Fields]:
+        of_kind = []
+        for n, (noun, time, first, last, to_records) in enumerate(parts):
+            records = to_records([(*row[first:last], *row[-len(PEOPLE) :]) for row in rows if row[0] == n])
+            of_kind.append(iter([{"kind": noun, "at": fields[time], **fields} for fields in records]))
+        return [next(of_kind[row[0]]) for row in rows]
 
-    return to_entry
+    return to_entries
 
 
 def _records_shown(entries: list[Fields]) -> str:

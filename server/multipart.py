@@ -4,6 +4,7 @@ Werkzeug's own parser keeps every part of a form before anybody can look at it.
 """
 
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from io import BytesIO
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -62,6 +63,11 @@ class APIRequest(Request):
     @url_rule.setter
     def url_rule(self, rule: Rule | None) -> None:
         self.environ[seen.RULE] = rule
+
+    @cached_property
+    def blueprints(self) -> list[str]:
+        """The blueprints of the route. Flask looks for them three times."""
+        return super().blueprints
 
     def temporary_file(self) -> IO[bytes]:
         """Return a new file that lasts as long as this request."""

@@ -119,6 +119,10 @@ HEADERS: dict[str, JSON] = {
         "description": "How many records there are on all pages. Sent with `total=true`.",
         "schema": _NUMBER,
     },
+    "X-Total-Count-Estimated": {
+        "description": "`true` if the total is an estimate: of over 100,000 records PostgreSQL counts no more.",
+        "schema": _TEXT,
+    },
     "Retry-After": {"description": "Seconds to wait before the next request.", "schema": _NUMBER, "example": 60},
     "WWW-Authenticate": {"description": "The way to sign in.", "schema": _TEXT},
     "X-Request-ID": {"description": "The request's id in the server's log.", "schema": _TEXT},
@@ -355,7 +359,7 @@ def _answer(route: Route, models: Models) -> JSON:
     if {"version", "updated_at"} <= models.resolve(schema).get("properties", {}).keys():
         names.append("ETag")
     parameters = route.query.model_fields if route.query else {}
-    names += ["Link"] * ("limit" in parameters) + ["X-Total-Count"] * ("total" in parameters)
+    names += ["Link"] * ("limit" in parameters) + ["X-Total-Count", "X-Total-Count-Estimated"] * ("total" in parameters)
     return {
         "description": "Created." if route.creates else "OK.",
         "headers": {name: _header(name) for name in names} | route.contract.operation.get("headers", {}),

@@ -1,7 +1,7 @@
 """The clinic's wall clock: its zone, its days, and the times that requests and answers have in it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from typing import Self
@@ -254,8 +254,8 @@ class _Beginnings(dict[str, tuple[str, str] | None]):
 
 
 @lru_cache(maxsize=4)
-def writer(zone: ZoneInfo) -> Callable[[str], str]:
-    """Return a function that reads a stored time and returns it as `shown` does. It needs no application context.
+def writer(zone: ZoneInfo) -> Callable[[Iterable[str | None]], list[str | None]]:
+    """Return a function that reads stored times and returns each as `shown` does. It needs no application context.
 
     A stored time is a text in UTC: 2027-03-01 07:00:00.000000. Between two changes of the clocks only its hour changes,
     so it takes 0.15 µs. With `datetime.astimezone` and orjson it takes 0.5 µs, and a page of 100 patients has 330.
@@ -263,15 +263,21 @@ def writer(zone: ZoneInfo) -> Callable[[str], str]:
     beginnings = _Beginnings(zone)
     length = beginnings.length
 
-    def write(stored: str) -> str:
-        if len(stored) == 26:
-            if stored.endswith(".000000"):
+    def write(times: Iterable[str | None]) -> list[str | None]:
+        written: list[str | None] = []
+        for stored in times:
+            if stored is None:
+                written.append(None)
+                continue
+            if stored[19:] == ".000000":
                 stored = stored[:19]
-        elif len(stored) != 19:  # PostgreSQL cuts the zeros at the end of a fraction
-            stored = stored.ljust(26, "0")
-        if found := beginnings[stored[:length]]:
-            return found[0] + stored[length:] + found[1]
-        return datetime.fromisoformat(f"{stored}+00:00").astimezone(zone).isoformat()
+            elif 19 < len(stored) < 26:  # PostgreSQL cuts the zeros at the end of a fraction
+                stored = stored.ljust(26, "0")
+            if found := beginnings[stored[:length]]:
+                written.append(f"{found[0]}{stored[length:]}{found[1]}")
+            else:
+                written.append(datetime.fromisoformat(f"{stored}+00:00").astimezone(zone).isoformat())
+        return written
 
     return write
 

@@ -23,7 +23,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",  # the address of an image is enough to open it
     "X-Content-Type-Options": "nosniff",
 }
-EXPOSED_HEADERS = ["ETag", "Link", "Location", "Retry-After", "X-Total-Count", "X-Request-ID"]
+TOTAL_HEADERS = ["X-Total-Count", "X-Total-Count-Estimated"]
+EXPOSED_HEADERS = ["ETag", "Link", "Location", "Retry-After", *TOTAL_HEADERS, "X-Request-ID"]
 
 
 class IdConverter(IntegerConverter):
@@ -88,7 +89,7 @@ def _add_cors(app: Flask) -> None:
     )
     hooks = app.after_request_funcs[None]
     add_headers: Callable[[Response], Response] = hooks.pop()  # type: ignore[assignment]
-    hooks.append(lambda response: add_headers(response) if "Origin" in request.headers else response)
+    hooks.append(lambda response: add_headers(response) if "HTTP_ORIGIN" in request.environ else response)
 
 
 def init_app(app: Flask) -> None:

@@ -11,6 +11,7 @@ from factories import MakeApp, make_appointment, make_patient, make_report, many
 from flask import Flask
 from sql import sql
 
+from clinic import collections
 from testing.statements import counted_statements
 
 
@@ -153,6 +154,25 @@ def test_the_total_counts_what_the_filters_leave(doctor: Client, admin: Client) 
         assert doctor.get(f"/patients?limit=1&total=true{asked}").headers["X-Total-Count"] == str(total)
     assert doctor.get("/patients?total=true").headers["X-Total-Count"] == "2"
     assert "X-Total-Count" not in doctor.get("/patients?limit=1").headers
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "&status=critical", "&q=baraka", "&sort=-admitted_at", "&q=baraka&status=critical"]
+)
+def test_a_large_total_is_estimated_on_postgresql_and_says_so(
+    app: Flask, doctor: Client, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    for _ in range(3):
+        make_patient(doctor, status="critical", first_name="Baraka")
+    headers = doctor.get(f"/patients?limit=1&total=true{asked}").headers
+    assert (headers["X-Total-Count"], headers.get("X-Total-Count-Estimated")) == ("3", None)
+    monkeypatch.setattr(collections, "MOST_COUNTED", 2)
+    headers = doctor.get(f"/patients?limit=1&total=true{asked}").headers
+    if app.config["SQLALCHEMY_DATABASE_URI"].startswith("sqlite"):
+        assert (headers["X-Total-Count"], headers.get("X-Total-Count-Estimated")) == ("3", None)
+    else:
+        assert int(headers["X-Total-Count"]) >= 3
+        assert headers["X-Total-Count-Estimated"] == "true"
 
 
 def test_the_total_is_the_same_on_every_page(doctor: Client) -> None:

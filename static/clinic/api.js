@@ -99,7 +99,7 @@ export async function call(method, path, options = {}) {
     if (status === 401 && token && !again && !PASSWORDS.includes(path) && (await renew(token))) continue;
     if (status >= 400) throw new Problem(status, body);
     const next = header("Link")?.match(/<([^>]+)>; rel="next"/)?.[1].replace(/^https?:\/\/[^/]+/, "");
-    return { body, etag: header("ETag"), next, total: Number(header("X-Total-Count") ?? NaN) };
+    return { body, etag: header("ETag"), next, total: Number(header("X-Total-Count") ?? NaN), estimated: !!header("X-Total-Count-Estimated") };
   }
 }
 export const get = async (path, fields) => (await call("GET", path + query(fields))).body;

@@ -29,7 +29,7 @@ export function Patients({ parameters }) {
   const list = usePages(() => call("GET", `/patients${query({ q, status, limit: PAGE, total: true, sort: q ? "" : "last_name" })}`), [search]);
   useEffect(() => history.replaceState(null, "", `#/patients${search}`), [search]); // so that Back finds it again
   const { data: page, rows } = list;
-  return html`<div class="head"><div><h1>Patients</h1><p class="quiet" role="status">${page ? `${count(page.total, "patient")}${q && ` found by “${q}”`}` : " "}</p></div>
+  return html`<div class="head"><div><h1>Patients</h1><p class="quiet" role="status">${page ? `${page.estimated ? "About " : ""}${count(page.total, "patient")}${q && ` found by “${q}”`}` : " "}</p></div>
       <div class="tools"><button class="main" onClick=${() => setAdding(true)}>New patient…</button></div></div><div class="row search">
       <${Field} label="Search" type="search" class="wide" placeholder="Name, phone, MRN or birth date" value=${typed} maxlength="100" autofocus
         onInput=${(event) => setTyped(event.target.value)}
