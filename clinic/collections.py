@@ -16,7 +16,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-from clinic.query import MOST_COUNTED, QueryShape, Statements, Values, estimated
+from clinic.query import QueryShape, Statements, Values, estimated, most_counted
 from clinic.rights import hidden_fields
 from models import Appointment, Image, Patient, Record, Report, User, not_found
 from schemas import (
@@ -126,7 +126,7 @@ class Collection(Generic[Answer]):
     def _total(self, shape: QueryShape, values: Values) -> dict[str, str]:
         """Return the headers that tell how many records there are: many are estimated on PostgreSQL."""
         count = read(self.statements.count(shape), values)[0][0]
-        if count <= MOST_COUNTED:
+        if count <= most_counted(shape):
             return {"X-Total-Count": str(count)}
         many = read(self.statements.estimate(shape), values)[0][0]
         if isinstance(many, int):

@@ -261,7 +261,9 @@ def _matches(
             start = tuple_(*(bindparam(f"from_{n}_{m}", type_=column.type) for m, column in enumerate(key)))
             matching = and_(tuple_(*key) > start, key[0] < bindparam(f"{prefix}_end", type_=key[0].type))
         branch = select(*key).join_from(index, kind, kind.id == index.record_id).where(matching, *conditions)
-        branches.append(branch.order_by(*key).limit(left).cte(f"match_{n}"))
+        if limit is not None:
+            branch = branch.order_by(*key).limit(left)
+        branches.append(branch.cte(f"match_{n}"))
     return union_all(*(select(branch.c.word, branch.c.record_id) for branch in branches)).subquery("match")
 
 

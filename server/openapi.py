@@ -120,7 +120,7 @@ HEADERS: dict[str, JSON] = {
         "schema": _NUMBER,
     },
     "X-Total-Count-Estimated": {
-        "description": "`true` if the total is an estimate: of over 100,000 records PostgreSQL counts no more.",
+        "description": "`true` if the total is an estimate: PostgreSQL counts 100,000 records, of a search 10,000.",
         "schema": _TEXT,
     },
     "Retry-After": {"description": "Seconds to wait before the next request.", "schema": _NUMBER, "example": 60},

@@ -166,7 +166,7 @@ def test_a_large_total_is_estimated_on_postgresql_and_says_so(
         make_patient(doctor, status="critical", first_name="Baraka")
     headers = doctor.get(f"/patients?limit=1&total=true{asked}").headers
     assert (headers["X-Total-Count"], headers.get("X-Total-Count-Estimated")) == ("3", None)
-    monkeypatch.setattr(collections, "MOST_COUNTED", 2)
+    monkeypatch.setattr(collections, "most_counted", lambda shape: 2)
     headers = doctor.get(f"/patients?limit=1&total=true{asked}").headers
     if app.config["SQLALCHEMY_DATABASE_URI"].startswith("sqlite"):
         assert (headers["X-Total-Count"], headers.get("X-Total-Count-Estimated")) == ("3", None)
