@@ -34,6 +34,7 @@ Headers = list[tuple[bytes, bytes]]
 
 PIECE = 256 * 1024  # bytes that are sent at once
 LARGE = 1024 * 1024  # bytes; what is larger waits for its reader in a temporary file
+OLD = "1"  # granian's word for HTTP/1.0, in which a Host header may be missing
 UNREAD = 30  # seconds; a client that reads nothing for longer loses its connection
 
 
@@ -269,7 +270,7 @@ def _headers(scope: Scope) -> dict[str, str]:
             raise _malformed("The only Transfer-Encoding that is taken here is chunked.")
         if "content-length" in headers:
             raise _malformed("The request has both Content-Length and Transfer-Encoding.")
-    if not headers.get("host") and scope["http_version"] != "1.0":  # granian adds an empty one
+    if not headers.get("host") and scope["http_version"] != OLD:  # granian adds an empty one
         raise _malformed("The request has no Host header.")
     return headers
 
@@ -285,7 +286,7 @@ def _environ(scope: Scope, headers: dict[str, str], body: intake.Body) -> dict[s
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": server[0],
         "SERVER_PORT": str(server[1]),
-        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "SERVER_PROTOCOL": "HTTP/1.0" if scope["http_version"] == OLD else "HTTP/1.1",
         "REMOTE_ADDR": client[0],
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope["scheme"],

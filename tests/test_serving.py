@@ -331,6 +331,34 @@ def test_bad_http_is_refused(served: Served, sent: bytes) -> None:
     assert status(served.bytes(sent)) == 400
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("GET /%FF", "GET /patient/%FF", "GET /media/%FF", "GET /static/%FF", "POST /%FF", "GET /%00", "GET /%C0%AF"),
+        *("GET /%ED%A0%80", "GET /%zz", "GET /../healthz", "OPTIONS *", "OPTIONS /%FF"),
+    ],
+)
+def test_an_address_that_is_no_text_or_no_path_has_nothing(served: Served, asked: str) -> None:
+    method, path = asked.split()
+    answered, body = served.ask(method, path)
+    assert (answered, body["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("text", ["%FF", "%00", "%C0%AF", "%ED%A0%80", "%zz"])
+def test_a_query_that_is_no_text_finds_nothing_or_is_refused(served: Served, text: str) -> None:
+    assert served.ask("GET", f"/patients?limit=5&q={text}")[0] in (200, 422)
+    assert served.ask("GET", f"/patients?limit=5&{text}=1")[0] == 422
+
+
+def test_http_1_0_needs_no_host(served: Served) -> None:
+    """HAProxy's `option httpchk` asks so by default."""
+    assert served.bytes(b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200 OK\r\n")
+    bearer = f"Authorization: Bearer {served.token}\r\n\r\n".encode()
+    stream = served.bytes(b"GET /reports HTTP/1.0\r\n" + bearer)
+    assert b"transfer-encoding" not in stream  # chunks came with HTTP/1.1
+    assert stream.endswith(b"]")
+
+
 def test_a_header_with_underscores_is_not_read_as_one_with_hyphens(served: Served) -> None:
     answer = served.raw("GET /healthz", b"", "X-Request-ID: mine", "X_Request_ID: theirs")
     assert b"x-request-id: mine" in answer
