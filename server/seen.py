@@ -33,7 +33,7 @@ def path_of(path: str, rule: Rule | None = None) -> str:
         for converter in rule._converters.values():
             if not hasattr(converter, "is_told"):
                 return rule.rule
-        return path
+        return "/" + path.lstrip("/")  # as Werkzeug matches it
     word = _WORD.match(path)
     return word[0] if word and word[0] == path else f"{word[0] if word else '/'}…"
 
@@ -42,7 +42,11 @@ def note(environ: Mapping[str, Any], request_id: str, status: int, size: int) ->
     """Count a request that is answered with so many bytes, and write its lines."""
     seconds = time.perf_counter() - environ[BEGAN]
     rule: Rule | None = environ.get(RULE)
-    method, route, path = environ["REQUEST_METHOD"], rule.rule if rule else "", path_of(environ["PATH_INFO"], rule)
+    method, route, path = (
+        environ["REQUEST_METHOD"].upper(),
+        rule.rule if rule else "",
+        path_of(environ["PATH_INFO"], rule),
+    )
     user, address = environ.get(USER, "-"), environ.get("REMOTE_ADDR") or "-"
     metrics.count_request(method, route, status, seconds)
     milliseconds = round(seconds * 1000, 1)

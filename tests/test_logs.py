@@ -15,6 +15,7 @@ import pytest
 from client import Client
 from factories import files, make_patient, make_report, picture
 from flask import Flask
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from server import logs
 from testing.cloudinary_double import CloudinaryDouble
@@ -147,6 +148,22 @@ def test_a_request_has_one_line_and_its_records_have_the_same_id(doctor: Client,
     said = rf"from-nginx 127\.0\.0\.1 user {me} GET /patient/<id:patient_id> /patient/{patient} 200 {size} B [\d.]+ ms"
     assert re.fullmatch(said, line)
     assert f"hosi.access: from-nginx user {me} GET /patient/{patient}: patient {patient}\n" in all_lines.getvalue()
+
+
+@pytest.mark.parametrize(("method", "path"), [("get", "/patient/1"), ("GET", "///patient/1"), ("get", "//patients")])
+def test_a_read_is_told_by_its_route_however_it_was_written(
+    app: Flask, doctor: Client, all_lines: io.StringIO, method: str, path: str
+) -> None:
+    make_patient(doctor)
+    ready = EnvironBuilder("/", method=method, headers={"Authorization": f"Bearer {doctor.token}"}).get_environ()
+    ready["PATH_INFO"] = path
+    answer, status, _ = run_wsgi_app(app.wsgi_app, ready)
+    assert (status, b"".join(answer)[:1]) == ("200 OK", b"[" if "patients" in path else b"{")
+    told = path.lstrip("/")
+    assert f" user {doctor.user['id']} GET /{told}: patient 1\n" in all_lines.getvalue()
+    assert (
+        f" GET /{'patients' if told == 'patients' else 'patient/<id:patient_id>'} /{told} 200 " in all_lines.getvalue()
+    )
 
 
 def test_a_stream_is_logged_with_all_its_bytes(doctor: Client, all_lines: io.StringIO) -> None:
