@@ -23,9 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import urllib3
-from clusters import NAME, Nginx, Postgres, missing_tools, until
 
-from server import ROOT, Server
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.clusters import NAME, Nginx, Postgres, missing_tools, until  # noqa: E402
+from bench.server import Server  # noqa: E402
 
 DRAIN = 2  # seconds
 MIGRATION = """

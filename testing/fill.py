@@ -1,12 +1,18 @@
-"""Fills large tables by SQL, with the words that clinic/search.py would index."""
+"""Fills large tables by SQL, with the words that clinic/search.py would index, and their history by our own code."""
 
-from sqlalchemy import Connection, Engine
+from typing import cast
+
+from sqlalchemy import Connection, Engine, Table, select
+
+from clinic.history import chain
+from models import AuditHead
 
 SYLLABLES = ("ka", "mo", "ri", "na", "te", "wa", "li", "so", "bu", "ja")
 FIRST = [a + b for a in SYLLABLES for b in SYLLABLES]  # 100
 LAST = [a + b + c for a in reversed(SYLLABLES) for b in SYLLABLES for c in SYLLABLES]  # 1,000
 RARE = "quixote"  # a hundred patients, however large the table
 MINUTES = 30
+HISTORY_BATCH = 5_000  # entries that are written together
 
 
 def _numbers(connection: Connection, first: int, last: int) -> str:
@@ -39,7 +45,7 @@ def _without_indexes(connection: Connection, table: str) -> list[str]:
             f"SELECT type, name, sql FROM sqlite_master WHERE tbl_name = '{table}' AND type <> 'table' AND sql <> ''"
         )
     else:
-        ours = f"tablename = '{table}' AND indexname LIKE 'ix!_%' ESCAPE '!'"
+        ours = f"tablename = '{table}' AND starts_with(indexname, 'ix_')"
         query = f"SELECT 'index', indexname, indexdef FROM pg_indexes WHERE {ours}"
     found = connection.exec_driver_sql(query).all()
     for kind, name, _ in found:
@@ -152,6 +158,35 @@ def fill(
             )
         connection.exec_driver_sql("DROP TABLE first_names")
         connection.exec_driver_sql("DROP TABLE last_names")
-    if engine.dialect.name == "postgresql":  # as its autovacuum would; nobody does it for SQLite
+    _vacuum(engine)
+
+
+def fill_history(engine: Engine) -> int:
+    """Write an entry "create" for every record that has no history yet. Return how many.
+
+    Needs a context of the application, for its `AUDIT_KEY`.
+    """
+    heads, count = cast(Table, AuditHead.__table__).c, 0
+    reading = engine.connect().execution_options(reading=True, unhurried=True)
+    with engine.connect() as connection, reading as rows:
+        indexes = _without_indexes(connection, "audit_entries")
+        for noun, kind in chain.KINDS.items():
+            table = cast(Table, kind.__table__)
+            its_head = (heads.kind == noun) & (heads.record_id == table.c.id)
+            unwritten = select(table).where(~select(heads.seq).where(its_head).exists())
+            found = rows.execute(unwritten.execution_options(yield_per=HISTORY_BATCH))
+            for batch in found.mappings().partitions():
+                chain.write(connection, [chain.created(kind, row) for row in batch], heads={})
+                count += len(batch)
+        for definition in indexes:
+            connection.exec_driver_sql(definition)
+        connection.commit()
+    _vacuum(engine)
+    return count
+
+
+def _vacuum(engine: Engine) -> None:
+    """Do what PostgreSQL's autovacuum does in time. Nobody does it for SQLite."""
+    if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT", single=True) as connection:
             connection.connection.driver_connection.cursor().execute("VACUUM ANALYZE")  # type: ignore[union-attr]
