@@ -181,18 +181,18 @@ def audit_group() -> None:
 @with_appcontext
 def audit_verify(head: str | None, checkpoint: bool, since: str | None, processes: int | None) -> None:
     """Check the whole history and name each record at fault."""
-    if since and (head or checkpoint):
+    if since is not None and (head is not None or checkpoint):
         raise click.UsageError("--since does not go with --head or --checkpoint, which need the whole history.")
     signed: list[str] = []
     try:
-        if since:
+        if since is not None:
             _print_faults(verification.verify_since(since, processes))
         else:
             _print_faults(verification.verify(head, processes, signed.append if checkpoint else None))
     except (keys.WrongAuditKey, checkpoints.CheckpointRefused, heads.StillWriting) as error:
         raise click.ClickException(f"{getattr(error, 'msg', error)}\nNothing was verified.") from None
     metrics.note_done(current_app.config["INSTANCE_PATH"], VERIFY)
-    click.echo("The history since the checkpoint is whole." if since else "The history is whole.")
+    click.echo("The history since the checkpoint is whole." if since is not None else "The history is whole.")
     for line in signed:
         click.echo(line)
 

@@ -229,6 +229,12 @@ def test_a_database_that_is_older_than_a_head_is_told_at_once(
     assert run_cli(lived, "audit", *command, earlier)[0] == 1
 
 
+@pytest.mark.parametrize("line", ["", "yesterday"])
+def test_what_is_no_checkpoint_is_told(lived: Flask, line: str) -> None:
+    """The empty one is what an empty file gives."""
+    assert "is no checkpoint" in refused(lived, line)
+
+
 def test_what_is_no_head_is_told(lived: Flask) -> None:
     code, said = run_cli(lived, "audit", "head", "--kept", "yesterday")
     assert (code, "is no head" in said) == (1, True)
