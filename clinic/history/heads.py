@@ -134,8 +134,9 @@ def settled_id() -> int:
     """Wait until no id below the newest entry's id can still be committed. Return the newest entry's id.
 
     PostgreSQL gives out ids in another order than it commits them. Each transaction gets its transaction number before
-    it draws ids. So this waits for the end of all transactions that have a number when the newest entry is read. It
-    takes no lock, and works on a standby, too. Raises `StillWriting` after `LONGEST_WAIT` seconds.
+    it draws ids. So this waits for the end of all transactions that have a number when the newest entry is read, also
+    of those in other databases of the server. It takes no lock, and works on a standby, too. Raises `StillWriting`
+    after `LONGEST_WAIT` seconds.
     """
     with reader() as connection:
         newest = select(func.coalesce(func.max(AuditEntry.id), 0))
@@ -148,4 +149,7 @@ def settled_id() -> int:
             if (connection.scalar(select(_oldest_transaction)) or 0) >= next_number:
                 return int(found)
             time.sleep(0.05)
-    raise StillWriting(f"Other transactions have been writing for {LONGEST_WAIT} seconds. Run this again later.")
+    raise StillWriting(
+        f"Other transactions have been writing for {LONGEST_WAIT} seconds, in this database or another one of the same "
+        "server. Run this again later."
+    )
