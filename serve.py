@@ -4,6 +4,8 @@ Workers are processes. SIGTERM ends them after their requests, SIGHUP replaces t
 is replaced. docs/deployment.md has more.
 """
 
+import atexit
+import logging
 import multiprocessing
 import os
 import signal
@@ -11,9 +13,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import jwt
@@ -24,6 +26,9 @@ from granian.http import HTTP1Settings
 from config import ROOT, read_settings
 from server import liveness, logs, processes
 from server.gate import Places
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 # Requests that a worker computes at once. With two quick ones on SQLite, the slowest of a hundred took 200 times as
 # long as the usual one, not 4 times. PostgreSQL works outside of the process, and another request computes meanwhile.
@@ -40,6 +45,7 @@ def load(_target: str) -> Callable[..., Any]:
     """Return the ASGI application. A worker calls this when it starts."""
     from app import create_app  # not in the main process: a reload must load the code again
     from server import metrics
+    from server.database import db
     from server.edge import Edge
 
     app = create_app()
@@ -48,6 +54,8 @@ def load(_target: str) -> Callable[..., Any]:
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     if port := setting["HEALTH_PORT"]:
         liveness.start(setting["HOST"], port)
+    with app.app_context():
+        atexit.register(_leave, [*db.engines.values()])
 
     def is_signed(authorization: str) -> bool:
         try:
@@ -66,6 +74,17 @@ def _end_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave(engines: "Sequence[Engine]") -> None:
+    """End this worker at the end of its work, without the rest of Python's own end.
+
+    Threads of granian still run, and Rust aborts the process if Python takes the lock of the interpreter from them.
+    """
+    for engine in engines:
+        engine.dispose()  # the last connection to an SQLite file tidies up beside it
+    logging.shutdown()
+    os._exit(0)
 
 
 class Server(Granian):  # type: ignore[misc, valid-type]

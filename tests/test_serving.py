@@ -442,7 +442,9 @@ def test_sigterm_under_a_load_of_writes_loses_nothing_that_was_acknowledged(tmp_
             until(lambda: len(writers.acknowledged) > 30, 20)
             served.process.send_signal(signal.SIGTERM)
             assert served.process.wait(20) == 0
+        assert not (tmp_path / "hosi.db-wal").exists()  # a copy of the one file has all
         assert writers.lost() == set()
+        assert "panicked" not in served.said()
 
 
 def test_a_reload_is_seen_by_no_client_and_a_killed_worker_is_replaced(tmp_path: Path, empty: Path) -> None:
