@@ -69,6 +69,7 @@ def time_tells_nothing(at: Server) -> bool:
 
 def main() -> int:
     settings = {"WEB_CONCURRENCY": "4", "BCRYPT_LOG_ROUNDS": "12", "TRUSTED_PROXIES": "1"}
+    settings["SHED_AFTER_MS"] = "60000"  # each guess is judged or refused, on a busy machine too, and none is sent away
     with server(**settings) as at:
         print(f"{at.engine.dialect.name}:")
         return 0 if all([guesses_are_limited(at), time_tells_nothing(at)]) else 1

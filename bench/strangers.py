@@ -234,7 +234,7 @@ def nginx(upstream: int, folder: Path) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
-    [documented] = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/deployment.md").read_text(), re.DOTALL)
+    [documented] = re.findall(r"```nginx\n(server .*?)```", (ROOT / "docs/deployment.md").read_text(), re.DOTALL)
     documented = documented.replace("listen 80;", f"listen 127.0.0.1:{port};").replace(":5000;", f":{upstream};")
     settings = folder / "nginx.conf"
     temporary = "".join(
@@ -256,7 +256,7 @@ def nginx(upstream: int, folder: Path) -> Iterator[int]:
 def main() -> int:
     options = argparse.ArgumentParser(description="Measure what requests cost that are refused.")
     options.add_argument("--root", type=Path, default=ROOT, help="the checkout whose code is served")
-    with server(root=options.parse_args().root, WEB_THREADS="8") as at, tempfile.TemporaryDirectory() as folder:
+    with server(root=options.parse_args().root, WEB_THREADS="16") as at, tempfile.TemporaryDirectory() as folder:
         strangers = Strangers(at)
         strangers.requests()
         strangers.forms()
