@@ -194,6 +194,8 @@ def _bury(folder: Path) -> None:
 
     Without it each reload would leave files that every later answer reads.
     """
+    for merged in folder.glob("*.merged"):  # whoever merged these was killed
+        _end_merge(merged)
     dead = [path for path in folder.glob("*.db") if (pid := _pid_of(path)) != DEAD and not _lives(pid)]
     for kind in ("counter", "histogram"):
         files = [path for path in dead if path.name.startswith(kind)]
@@ -214,9 +216,22 @@ def _add_up(total: Path, files: list[Path]) -> None:
     for key, value in counts.items():
         merged.write_value(key, value, 0.0)
     merged.close()
-    for path in files:  # before the rename: whoever is killed here loses counts, and counts nothing twice
-        path.unlink()
+    names = total.with_suffix(".merged")
+    names.write_text("\n".join(path.name for path in files))
     draft.rename(total)
+    _end_merge(names)
+
+
+def _end_merge(names: Path) -> None:
+    """Remove the files that a total includes. The names of those whose draft has not become the total are forgotten.
+
+    So whoever is killed in between neither loses counts nor counts twice. A count that goes down looks like a restart
+    to Prometheus: it takes all that is left for new.
+    """
+    if not names.with_suffix(".draft").exists():
+        for name in names.read_text().splitlines():
+            (names.parent / name).unlink(missing_ok=True)
+    names.unlink()
 
 
 def _pid_of(path: Path) -> int:

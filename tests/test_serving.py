@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -525,6 +526,27 @@ def test_figures_add_up_over_workers_through_a_reload_and_a_kill(tmp_path: Path,
         folder = shared_folder(served)
         assert {int(path.stem.rpartition("_")[2]) for path in folder.glob("*.db")} == {0, *served.workers()}
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("after_the_rename", [False, True])
+def test_a_kill_while_dead_workers_are_added_up_loses_and_doubles_nothing(
+    tmp_path: Path, empty: Path, after_the_rename: bool
+) -> None:
+    with serving(tmp_path, empty, WEB_CONCURRENCY="2") as served:
+        for _ in range(40):
+            served.raw("GET /docs")
+        folder = shared_folder(served)
+        dead = next(folder.glob("histogram_*.db"))  # one worker may have got all requests
+        pid = int(dead.stem.rpartition("_")[2])
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: len(served.workers()) == 2 and pid not in served.workers(), 10)
+        (folder / "histogram_0.merged").write_text(dead.name)
+        shutil.copy(dead, folder / ("histogram_0.db" if after_the_rename else "histogram_0.draft"))
+        until(served.answers, 10)
+        assert counted(served, "/docs") == 40
+        assert counted(served, "/docs") == 40
+        assert not dead.exists()
+        assert not list(folder.glob("*.merged"))
 
 
 # --- Draining ---
