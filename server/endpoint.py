@@ -75,8 +75,9 @@ class Contract:
 def log_access(records_shown: str) -> None:
     """Let the access log tell, before the answer is sent, which records it shows, besides those told already."""
     if records_shown:
-        told = request.environ.get(seen.SHOWN)
-        request.environ[seen.SHOWN] = f"{told}, {records_shown}" if told else records_shown
+        environ = request.environ
+        told = environ.get(seen.SHOWN)
+        environ[seen.SHOWN] = f"{told}, {records_shown}" if told else records_shown
 
 
 def access_log() -> Callable[[str], None]:
