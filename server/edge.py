@@ -32,6 +32,7 @@ Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+CLOSE = (b"connection", b"close")
 PIECE = 256 * 1024  # bytes that are sent at once
 LARGE = 1024 * 1024  # bytes; what is larger waits for its reader in a temporary file
 OLD = "1"  # granian's word for HTTP/1.0, in which a Host header may be missing
@@ -44,7 +45,7 @@ class Refused(Exception):
     def __init__(self, status: HTTPStatus, code: Code, msg: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(msg)
         self.status = status
-        self.headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *headers]
+        self.headers = [(b"content-type", b"application/json"), CLOSE, *headers]
         self.body = json.dumps({"msg": msg, "code": code}).encode()
 
 
@@ -106,7 +107,12 @@ class Edge:
         self._is_signed, self._origins = is_signed, frozenset(origins)
         self._places, self._shed_after = places, shed_after
         self._gate: Gate | None = None
+        self._ends_connections = False
         metrics.sample("hosi_gate_waiting", "Requests that wait for their turn.", self._waiting)
+
+    def end_connections(self) -> None:
+        """End each connection with its next answer: this process stops soon, and clients connect to another one."""
+        self._ends_connections = True
 
     def _waiting(self) -> int:
         return self._gate.waiting if self._gate else 0
@@ -167,6 +173,8 @@ class Edge:
 
     async def _answer(self, environ: dict[str, Any], send: Send) -> None:
         answer: Answer = await self._inside(self._shed_after, Answer, self._application, environ)
+        if self._ends_connections:
+            answer.headers.append(CLOSE)
         try:
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             if answer.is_whole and len(answer.first or b"") <= PIECE:

@@ -1,5 +1,6 @@
 """The server as `make run` starts it: real processes, raw connections, and clients that behave badly."""
 
+import http.client
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,8 +78,12 @@ class Served:
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""
         pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        found = []
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(FileNotFoundError):  # it has just ended
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+        return found
 
     def connect(self) -> socket.socket:
         if path := self.environment.get("HOST", "").partition("unix:")[2]:
@@ -462,6 +468,29 @@ def test_a_reload_is_seen_by_no_client_and_a_killed_worker_is_replaced(tmp_path:
         os.kill(second[0], signal.SIGKILL)
         until(lambda: len(served.workers()) == 2 and second[0] not in served.workers(), 10)
         until(served.answers, 10)
+
+
+def test_a_reload_is_seen_by_no_client_that_keeps_its_connection(tmp_path: Path, empty: Path) -> None:
+    def read_until(over: threading.Event) -> int:
+        connection, count = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20), 0
+        while not over.is_set():
+            connection.request("GET", "/healthz")  # on a new connection, if the last answer said that it ends
+            with connection.getresponse() as answer:
+                assert (answer.status, answer.read()) == (200, alive)
+            count += 1
+        connection.close()
+        return count
+
+    with serving(tmp_path, empty, WEB_CONCURRENCY="2") as served, ThreadPoolExecutor(8) as clients:
+        alive = served.raw("GET /healthz").partition(b"\r\n\r\n")[2]
+        over = threading.Event()
+        counts = [clients.submit(read_until, over) for _ in range(8)]
+        for _ in range(3):
+            first = set(served.workers())
+            served.process.send_signal(signal.SIGHUP)
+            until(lambda first=first: len(served.workers()) == 2 and not set(served.workers()) & first, 40)  # type: ignore[misc]
+        over.set()
+        assert all(count.result() > 100 for count in counts)
 
 
 def test_a_killed_server_leaves_no_worker_and_the_next_one_takes_its_unix_socket(tmp_path: Path, empty: Path) -> None:
