@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,10 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from testing.processes import workers_of  # noqa: E402
+
 TOOLS = Path(sys.executable).parent
 PASSWORD = "correct horse battery"
 
@@ -143,13 +147,7 @@ class Server:
     def workers(self) -> list[int]:
         """The process ids of the workers."""
         assert self._process
-        pid = self._process.pid
-        found = []
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with suppress(FileNotFoundError):  # it has just ended
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(int(child))
-        return found
+        return workers_of(self._process.pid)
 
     def stop(self) -> None:
         self.kill(signal.SIGTERM)

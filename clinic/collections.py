@@ -78,7 +78,9 @@ class Collection(Generic[Answer]):
         self.names = [name for name in answer.model_fields if name in columns]
         types = [columns[name].type for name in self.names]
         self.times = [n for n, stored in enumerate(types) if isinstance(stored, UTCDateTime)]
-        self.others = [(n, convert) for n, stored in enumerate(types) if (convert := _CONVERTERS.get(type(stored)))]
+        self.conversions = [
+            (n, convert) for n, stored in enumerate(types) if (convert := _CONVERTERS.get(type(stored)))
+        ]
         self.statements = Statements(kind, self.names, orders, span, minutes, source, extra_columns)
 
     def get(self, record_id: int, finish: Finish | None = None) -> WrittenRecord[Answer]:
@@ -170,14 +172,14 @@ class Collection(Generic[Answer]):
         def to_records(rows: Sequence[Row]) -> list[Fields]:
             if not rows:
                 return []
-            columns: list[Iterable[Any]] = list[Iterable[Any]](zip(*rows))[: len(names)]  # noqa: B905
+            columns: list[Iterable[Any]] = list[Iterable[Any]](zip(*rows))[: len(names)]  # noqa: B905  # equally long
             for n in self.times:
                 columns[n] = write(columns[n])
-            for n, convert in self.others:
+            for n, convert in self.conversions:
                 columns[n] = convert(columns[n])
             for n in hidden:
                 columns[n] = repeat(None)
-            records = [dict(zip(names, values)) for values in zip(*columns)]  # noqa: B905
+            records = [dict(zip(names, values)) for values in zip(*columns)]  # noqa: B905  # strict takes longer
             if complete:
                 for fields, row in zip(records, rows, strict=True):
                     complete(fields, row)

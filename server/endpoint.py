@@ -73,11 +73,9 @@ class Contract:
 
 
 def log_access(records_shown: str) -> None:
-    """Let the access log tell, before the answer is sent, which records it shows, besides those told already."""
+    """Let the access log tell, before the answer is sent, which records it shows."""
     if records_shown:
-        environ = request.environ
-        told = environ.get(seen.SHOWN)
-        environ[seen.SHOWN] = f"{told}, {records_shown}" if told else records_shown
+        request.environ.setdefault(seen.SHOWN, []).append(records_shown)
 
 
 def access_log() -> Callable[[str], None]:

@@ -13,7 +13,7 @@ from server import logs, metrics
 BEGAN = "hosi.began"  # the key of the environ for when the request was whole, by time.perf_counter()
 USER = "hosi.user"  # the key for the id of the user who sent it
 RULE = "hosi.rule"  # the key for the rule of its route
-SHOWN = "hosi.shown"  # the key for the records that its answer shows, in words
+SHOWN = "hosi.shown"  # the key for a list of the records that its answer shows, in words
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _WORD = re.compile(r"/[a-z-]{1,20}", re.ASCII)
@@ -42,17 +42,15 @@ def note(environ: Mapping[str, Any], request_id: str, status: int, size: int) ->
     """Count a request that is answered with so many bytes, and write its lines."""
     seconds = time.perf_counter() - environ[BEGAN]
     rule: Rule | None = environ.get(RULE)
-    method, route, path = (
-        environ["REQUEST_METHOD"].upper(),
-        rule.rule if rule else "",
-        path_of(environ["PATH_INFO"], rule),
-    )
+    method, route = environ["REQUEST_METHOD"].upper(), rule.rule if rule else ""
+    path = path_of(environ["PATH_INFO"], rule)
     user, address = environ.get(USER, "-"), environ.get("REMOTE_ADDR") or "-"
     metrics.count_request(method, route, status, seconds)
     milliseconds = round(seconds * 1000, 1)
     answered = request_id, address, user, method[:20], route or "-", path, status, size, milliseconds
     if shown := environ.get(SHOWN):
-        logs.write((logs.access, (request_id, f"user {user} {method} {path}", shown)), (logs.answered, answered))
+        access = request_id, f"user {user} {method} {path}", ", ".join(shown)
+        logs.write((logs.access, access), (logs.answered, answered))
     else:
         logs.write((logs.answered, answered))
 

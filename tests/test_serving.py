@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 from factories import PASSWORD
 
+from testing.processes import workers_of
+
 ROOT = Path(__file__).resolve().parent.parent
 HOST = b"Host: clinic.test\r\n"
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712345678"}
@@ -77,13 +79,7 @@ class Served:
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""
-        pid = self.process.pid
-        found = []
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with suppress(FileNotFoundError):  # it has just ended
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(int(child))
-        return found
+        return workers_of(self.process.pid)
 
     def connect(self) -> socket.socket:
         if path := self.environment.get("HOST", "").partition("unix:")[2]:
@@ -585,15 +581,25 @@ def is_ready(served: Served) -> bool:
     return served.ask("GET", "/readyz")[0] == 200
 
 
+def ends_connection(served: Served) -> bool:
+    """Return whether the server ends a connection that the client would keep."""
+    with closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)) as kept:
+        kept.request("GET", "/healthz")
+        with kept.getresponse() as answer:
+            return answer.getheader("Connection") == "close"
+
+
 def test_a_server_that_drains_is_not_ready_and_serves_on(tmp_path: Path, empty: Path) -> None:
     with serving(tmp_path, empty, DRAIN_SECONDS="3") as served:
         served.sign_in()
         assert is_ready(served)
+        assert not ends_connection(served)
         began = time.monotonic()
         served.process.send_signal(signal.SIGTERM)
         until(lambda: not is_ready(served), 2)
         assert served.ask("GET", "/readyz")[1]["msg"] == "This server is about to stop."
         assert served.ask("POST", "/patients", PATIENT)[0] == 201
+        assert ends_connection(served)
         assert served.process.wait(20) == 0
         assert time.monotonic() - began > 3
 
