@@ -74,8 +74,6 @@ class _Reading:
             rows: Sequence[Row] = cursor.fetchall()
             cursor.close()
         except dialect.loaded_dbapi.Error as error:
-            if self.connection and dialect.is_disconnect(error, self.connection, None):
-                self.connection.invalidate(error)
             raise DBAPIError.instance(prepared.sql, None, error, dialect.loaded_dbapi.Error, dialect=dialect) from error
         return rows
 

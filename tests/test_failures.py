@@ -10,13 +10,15 @@ import psycopg2
 import pytest
 from client import Client, assert_refused, run_cli
 from factories import USUAL, MakeApp, make_patient, sign_in, sign_up
-from flask import Flask
+from flask import Flask, g
 from flask_jwt_extended import create_access_token
 from psycopg2.extensions import parse_dsn
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, Select, event
 
 from app import create_app
+from clinic import collections
 from server import outage
+from server.fast_reads import read
 from testing.postgresql import run_sql
 
 PATIENT = {"first_name": "Amina", "last_name": "Wanjiru", "phone_number": "0712 345 678"}
@@ -178,6 +180,21 @@ def test_cut_connections_cost_no_request(ada: Client, empty_database: str) -> No
             [left] = cursor.fetchone()
     assert ada.post("/patients", PATIENT).status_code == 201
     assert len(ada.get("/patients").json) == 1
+
+
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
+def test_a_connection_that_is_cut_between_two_reads_costs_that_request_alone(
+    ada: Client, empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_and_read(statement: Select[Any], values: Any) -> Any:
+        monkeypatch.undo()
+        connection = g.reading.connection.driver_connection
+        run_sql(empty_database, f"SELECT pg_terminate_backend({connection.info.backend_pid}, 5000)")
+        return read(statement, values)
+
+    monkeypatch.setattr(collections, "read", cut_and_read)
+    assert ada.get("/patients?limit=5").status_code == 503
+    assert [ada.get("/patients?limit=5").status_code for _ in range(3)] == [200] * 3
 
 
 # --- The log of an outage ---
