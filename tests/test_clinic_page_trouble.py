@@ -202,6 +202,7 @@ def test_a_booking_whose_answer_was_lost_is_made_once(app: Flask, doctor: Client
 @on_one_engine
 def test_a_doctor_who_is_deactivated_at_work_is_told(app: Flask, admin: Client, doctor: Client, clinic: Clinic) -> None:
     clinic.sign_in("Dora")
+    clinic.settle()  # else a request of the first view may be refused before the click
     admin.patch(f"/user/{doctor.user['id']}", {"is_active": False})
     clinic.page.get_by_role("link", name="Patients").click()
     expect(clinic.page.get_by_label("Password")).to_be_visible()
