@@ -115,7 +115,11 @@ class Settings(BaseModel):
         description="The address of a standby of PostgreSQL. Whole collections, `GET /audit` and `GET /statistics` are "
         "read there while it has every write that was acknowledged before the request, else from `DATABASE_URL`.",
     )
-    STATEMENT_TIMEOUT: int = Field(30, ge=1, description="Seconds that one SQL statement may take on PostgreSQL.")
+    STATEMENT_TIMEOUT: int = Field(
+        30,
+        ge=1,
+        description="Seconds that an SQL statement of a request may take on PostgreSQL. Commands have no limit.",
+    )
     INSTANCE_PATH: Path = Field(
         ROOT / "instance",
         description="The folder of the SQLite file, the local images and the generated secrets. Only the "

@@ -56,7 +56,7 @@ def change_timezone(zone: str, keep_wall_clock: bool, dry_run: bool, advance: Ca
     """
 
     def change() -> Moves:
-        connection = db.session.connection(execution_options={"unhurried": True})
+        connection = db.session.connection()
         if connection.dialect.name == "postgresql":
             connection.execute(text("LOCK TABLE patients, absences, appointments IN SHARE ROW EXCLUSIVE MODE"))
         old = connection.scalar(select(Clinic.timezone))

@@ -237,13 +237,12 @@ def limited(statement: str, seconds: int) -> str:
 
 
 def on_postgresql(engine: Engine, seconds: int) -> None:
-    """Limit the time of every transaction's statements, and replace a connection that the server closed."""
+    """Limit the time of each statement that a request waits for, and replace a connection that the server closed."""
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        connection.info["needs_limit"] = not options.get("unhurried")
-        if options.get("isolation_level") != "AUTOCOMMIT":
+        connection.info["needs_limit"] = has_request_context()  # a command may take any time
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             _end_autocommit(connection)
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)

@@ -78,7 +78,7 @@ def _refuse_other_changes(connection: Connection) -> None:
 
 
 def _rewrite_all(engine: Engine, table: str, todo: str, rewrite: Rewrite, size: int) -> int:
-    with engine.connect().execution_options(reading=True, unhurried=True) as connection:
+    with engine.connect().execution_options(reading=True) as connection:
         total = connection.execute(text(f"SELECT count(*) FROM {table} WHERE {todo}")).scalar_one()  # noqa: S608
     rewritten = 0
     with click.progressbar(length=total, label=f"rewriting {table}", file=sys.stderr, hidden=total < LONG) as bar:
@@ -100,7 +100,7 @@ def _rewrite_batch(engine: Engine, table: str, todo: str, rewrite: Rewrite, size
     locked = " FOR NO KEY UPDATE" if engine.dialect.name == "postgresql" else ""
     find = text(f"SELECT id FROM {table} WHERE id > :last AND ({todo}) ORDER BY id LIMIT :size{locked}")  # noqa: S608
     left = text(f"SELECT count(*) FROM {table} WHERE id IN :ids AND ({todo})")  # noqa: S608
-    with engine.connect().execution_options(reading=False, unhurried=True) as connection:
+    with engine.connect().execution_options(reading=False) as connection:
         limit_lock_waits(connection)
         with connection.begin():
             ids = list(connection.execute(find, {"last": last, "size": size}).scalars())

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,20 @@ def test_statements_that_take_too_long_are_a_row_of_failures_too(
         for _ in range(3):
             assert_refused(hurried.get("/patient/1"), 503)
     assert failures(caplog) == [True, False, False]
+
+
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
+def test_a_command_may_take_longer_than_a_request(ada: Client, empty_database: str, make_clinic: MakeApp) -> None:
+    hurried = make_clinic(DATABASE_URL=empty_database, STATEMENT_TIMEOUT=1, **keys_of(ada.app))
+    line = run_cli(hurried, "audit", "verify", "--checkpoint")[1].splitlines()[-1]
+    for command in ["audit", "verify", "--since", line], ["purge"]:
+        with contextlib.closing(psycopg2.connect(empty_database)) as connection, connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE audit_entries, login_sessions IN ACCESS EXCLUSIVE MODE")
+            unlock = threading.Timer(1.3, connection.rollback)
+            unlock.start()
+            assert run_cli(hurried, *command)[0] == 0
+            assert not unlock.is_alive()  # the command did wait
+            unlock.join()
 
 
 # --- A database that can only be read ---
