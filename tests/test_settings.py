@@ -402,6 +402,13 @@ def upgraded(checkout: Path) -> Path:
     return checkout
 
 
+def test_a_command_leaves_no_part_of_the_database_beside_it(upgraded: Path) -> None:
+    """Somebody who copies hosi.db alone while nothing runs has all of it."""
+    done = run(upgraded, "-m", "flask", "audit", "verify")
+    assert done.stdout == "The history is whole.\n"
+    assert not list((upgraded / "instance").glob("hosi.db-[ws]*"))
+
+
 SERVERS: dict[str, Callable[[int], tuple[list[str], dict[str, str]]]] = {
     "flask run": lambda port: (["-m", "flask", "run", "--port", str(port)], {}),
     "python app.py": lambda port: (["app.py"], {"PORT": str(port)}),

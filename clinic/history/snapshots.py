@@ -1,14 +1,18 @@
 """Reads one state of the database for as long as it takes, also in several processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+from flask import current_app
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import NullPool
 
-from server.database import reader
+from server.database import db, reader
+
+Result = TypeVar("Result")
 
 _decode = partial(str, encoding="utf-8", errors="surrogateescape")
 
@@ -34,6 +38,12 @@ def snapshot() -> Iterator[Connection]:
 def exported(connection: Connection) -> str:
     """Return the name by which other connections can see the state that this PostgreSQL connection sees."""
     return str(connection.exec_driver_sql("SELECT pg_export_snapshot()").scalar())
+
+
+def address() -> tuple[str, dict[str, Any]]:
+    """Return what `connected` takes, to connect to the application's database."""
+    options = current_app.config["SQLALCHEMY_ENGINE_OPTIONS"].get("connect_args", {})
+    return db.engine.url.render_as_string(hide_password=False), options
 
 
 @contextmanager
@@ -66,3 +76,17 @@ def settle(connection: Connection) -> None:
 def states(connection: Connection) -> int:
     """Return a number that changes when somebody else commits to this SQLite database."""
     return int(connection.exec_driver_sql("PRAGMA data_version").scalar() or 0)
+
+
+@contextmanager
+def meanwhile(connection: Connection, work: Callable[[Connection], Result]) -> Iterator[Callable[[], Result]]:
+    """Have a thread do `work` with a connection that sees what this one sees. Yield a function that returns its result.
+
+    On SQLite no second connection is sure to see the same, so there the work is done when the result is asked for.
+    """
+    if connection.dialect.name == "sqlite":
+        yield partial(work, connection)
+        return
+    with ThreadPoolExecutor(1) as thread, connected(*address()) as other:
+        begin(other, exported(connection))
+        yield thread.submit(work, other).result

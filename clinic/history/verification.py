@@ -12,7 +12,7 @@ from clinic.history import checkpoints, heads, keys, macs
 from clinic.history.chain import KINDS, SIGN_INS
 from clinic.history.keys import Keyring
 from clinic.history.ranges import Range, Since, faults_of_sign_ins
-from clinic.history.snapshots import snapshot
+from clinic.history.snapshots import meanwhile, snapshot
 from clinic.history.workers import Team, team
 from models import AuditEntry, AuditHead
 
@@ -125,15 +125,18 @@ def verify_since(line: str, processes: int | None = None) -> Iterator[str]:
     with reading(processes or 1) as (connection, ring, together):  # few entries: more processes start too slowly
         keys.require_current(ring)
         since = checkpoints.read(connection, ring, line).since
-        yield from faults_of_sign_ins(connection, ring, since)
-        parts = []
-        for kind in _kinds(connection, since):
-            if not _is_word(kind):
-                yield f"There is history of a kind that is none: {kind!a}."
-            elif kind != SIGN_INS[0]:
-                parts += _ranges_since(connection, kind, since)
-        yield from together.faults(ring, parts)
-        yield from _faults_of_numbers(connection)
+        with meanwhile(connection, _numbers) as numbers:  # PostgreSQL counts while this process computes
+            yield from faults_of_sign_ins(connection, ring, since)
+            parts = []
+            for kind in _kinds(connection, since):
+                if not _is_word(kind):
+                    yield f"There is history of a kind that is none: {kind!a}."
+                elif kind != SIGN_INS[0]:
+                    parts += _ranges_since(connection, kind, since)
+            yield from together.faults(ring, parts)
+            told, there = numbers()
+        if told != there:  # an entry of any age was removed or put in
+            yield f"The heads tell of {told} entries, and {there} are there. A whole verification names the records."
 
 
 def _ranges_since(connection: Connection, kind: str, since: Since) -> list[Range]:
@@ -149,9 +152,8 @@ def _ranges_since(connection: Connection, kind: str, since: Since) -> list[Range
     return [Range(kind, first), *(Range(kind, ids=tuple(ids[n : n + BATCH])) for n in range(0, len(ids), BATCH))]
 
 
-def _faults_of_numbers(connection: Connection) -> Iterator[str]:
-    """Yield a sentence if there are fewer or more entries than the heads tell: one of any age was removed or put in."""
-    told = connection.scalar(select(func.coalesce(func.sum(AuditHead.seq), 0)))
+def _numbers(connection: Connection) -> tuple[int, int]:
+    """Return how many entries the heads tell of, and how many there are."""
+    told = connection.scalar(select(func.sum(AuditHead.seq)))
     there = connection.scalar(select(func.count()).select_from(AuditEntry))
-    if told != there:
-        yield f"The heads tell of {told} entries, and {there} are there. A whole verification names the records."
+    return told or 0, there or 0

@@ -8,13 +8,12 @@ from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from typing import Any, cast
 
-from flask import current_app
 from sqlalchemy import Connection
 
 from clinic.history import snapshots
 from clinic.history.keys import Keyring
 from clinic.history.ranges import Range, faults_in
-from server.database import db, reader
+from server.database import reader
 
 TRIES = 20  # to have all processes of SQLite begin while nobody commits
 
@@ -59,9 +58,7 @@ def _process() -> Iterator[Pipe]:
     """Start a process, and yield the pipe to it. A new interpreter: a copy of this one would share its connections."""
     context = multiprocessing.get_context("spawn")
     ours, its = context.Pipe()
-    options = current_app.config["SQLALCHEMY_ENGINE_OPTIONS"].get("connect_args", {})
-    address = db.engine.url.render_as_string(hide_password=False)
-    process = context.Process(target=_serve, args=(its, address, options), daemon=True)
+    process = context.Process(target=_serve, args=(its, *snapshots.address()), daemon=True)
     process.start()
     its.close()
     try:
