@@ -237,7 +237,7 @@ def test_two_who_edit_a_patient_at_once_see_both_versions(
 
 def drag(page: Page, what: str, by: int) -> None:
     """Drag an appointment of the calendar down by minutes."""
-    box = page.locator(".event").filter(has_text=what).bounding_box()
+    box = page.locator("button.event").filter(has_text=what).bounding_box()
     assert box
     page.mouse.move(box["x"] + 20, box["y"] + 8)
     page.mouse.down()
@@ -257,11 +257,11 @@ def test_what_is_dragged_moves_or_goes_back_with_the_refusal(app: Flask, doctor:
     drag(clinic.page, "Achieng", 60)
     clinic.told("Amina Achieng is moved to")
     assert doctor.get(f"/appointment/{moved}").json["appointment_datetime"][:16] == at(11)
-    expect(clinic.page.locator(".event").filter(has_text="11:00 Amina Achieng")).to_be_visible()
+    expect(clinic.page.locator("button.event").filter(has_text="11:00 Amina Achieng")).to_be_visible()
     drag(clinic.page, "Achieng", 60)
     expect(clinic.page.get_by_role("alert").filter(has_text="has appointment")).to_be_visible()
     expect(clinic.page.get_by_text("Amina Achieng stays at")).to_be_visible()
-    expect(clinic.page.locator(".event").filter(has_text="11:00 Amina Achieng")).to_be_visible()
+    expect(clinic.page.locator("button.event").filter(has_text="11:00 Amina Achieng")).to_be_visible()
     assert doctor.get(f"/appointment/{moved}").json["appointment_datetime"][:16] == at(11)
 
 

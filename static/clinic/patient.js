@@ -58,7 +58,7 @@ function Edit({ patient, onDone, onClose }) {
 export function Lightbox({ images, at, onClose }) {
   const [index, setIndex] = useState(at);
   const [broken, setBroken] = useState(false);
-  const move = (by) => { setBroken(false); setIndex((index + by + images.length) % images.length); };
+  const move = (by) => { setBroken(false); setIndex((index) => (index + by + images.length) % images.length); };
   const image = images[index];
   useEvent("keydown", ({ key }) => (key === "ArrowRight" ? move(1) : key === "ArrowLeft" && move(-1)));
   return html`<${Dialog} title=${`Picture ${index + 1} of ${images.length}`} wide onClose=${onClose}>
