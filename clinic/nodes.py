@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from flask import Flask, current_app, request
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from clinic.stores import stores
@@ -77,6 +77,8 @@ def _note(node_id: str) -> list[str]:
     seen = {"host": socket.gethostname()[:255], "seen_at": now()}
     statement = upsert(Node).values(id=node_id, **seen)
     with db.engine.begin() as connection:
+        if connection.dialect.name == "postgresql":  # a read must not wait for a synchronous standby that is away
+            connection.execute(text("SET LOCAL synchronous_commit = off"))
         connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=seen))
         connection.execute(delete(Node).where(Node.seen_at < now() - ALIVE))
         return list(connection.scalars(select(Node.host).where(Node.id != node_id).order_by(Node.host)))

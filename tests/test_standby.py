@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -269,3 +270,27 @@ def test_a_caller_who_was_signed_out_reads_nothing(clinic: Flask, ada: Client, p
     with paused(pair[1]):
         ada.post("/logout")
         assert [ada.get(path).status_code for path in LONG] == [401] * 3
+
+
+def test_a_read_does_not_wait_for_a_synchronous_standby_that_is_away(
+    clinic: Flask, ada: Client, pair: tuple[Server, Server]
+) -> None:
+    settings = {**{name: clinic.config[name] for name in ("DATABASE_URL", "INSTANCE_PATH", "JWT_SECRET_KEY")}}
+    app = create_app({**USUAL, **settings, "PUBLIC_URL": "https://api.clinic.example"})  # notes its node
+    answers: list[int] = []
+    pair[0].ask("ALTER SYSTEM SET synchronous_standby_names = 'away'")
+    try:
+        pair[0].ask("SELECT pg_reload_conf()")
+        until(lambda: pair[0].ask("SHOW synchronous_standby_names") == "away")
+        reader = threading.Thread(
+            target=lambda: answers.append(Client(app, ada.token, ada.user).get("/patients").status_code)
+        )
+        reader.start()
+        reader.join(20)
+        assert answers == [200]
+        assert pair[0].ask("SELECT count(*) FROM nodes") == 1
+    finally:
+        pair[0].ask("ALTER SYSTEM RESET synchronous_standby_names")
+        pair[0].ask("SELECT pg_reload_conf()")  # lets go whoever waits
+        reader.join()
+        dispose(app)
