@@ -18,7 +18,7 @@ from flask import Flask
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))  # in all; 0: what the suite has time for
 ENGINES, RUNS = 2, 3
-SECONDS = int(MINUTES * 60 / ENGINES / RUNS) or 14  # for one run
+SECONDS = int(MINUTES * 60 / ENGINES / RUNS) or 8  # for one run
 pytestmark = [
     pytest.mark.slow,
     *([] if MINUTES else [pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]),

@@ -257,7 +257,11 @@ KILLS: list[tuple[str, str, int, How]] = [  # where to; the call of S3 at which 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("to", "action", "nth", "how"), KILLS)
+@pytest.mark.parametrize(
+    ("database_url", "to", "action", "nth", "how"),
+    [*[("postgresql", *kill) for kill in KILLS], *[("sqlite", *kill) for kill in (KILLS[3], KILLS[5], KILLS[7])]],
+    indirect=["database_url"],
+)
 def test_a_move_that_is_killed_loses_nothing_and_goes_on(
     app: Flask, s3: S3Double, s3_app: Flask, on_s3: Client, doctor: Client, to: str, action: str, nth: int, how: How
 ) -> None:
