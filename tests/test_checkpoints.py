@@ -8,8 +8,9 @@ from client import WHOLE, Client, run_cli, verify
 from factories import PASSWORD, make_patient, sign_in
 from flask import Flask
 from sql import sql
+from sqlalchemy import Connection
 
-from clinic.history import chain, verification
+from clinic.history import chain, snapshots, verification
 
 SINCE = (0, "The history since the checkpoint is whole.\n")
 
@@ -164,6 +165,28 @@ def test_what_a_process_fails_to_do_is_done_here(
         assert len(team.pipes) == 2
         found = list(verification.faults(connection, ring, team))
     assert found == ["patient 2: it is at version 9, its history at 1."]
+
+
+def test_the_entries_are_counted_here_if_a_second_connection_is_refused(
+    lived: Flask, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "address", lambda: ("postgresql+psycopg2://127.0.0.1:1/none", {}))
+    assert run_cli(lived, "audit", "verify", "--since", kept) == SINCE
+    sql(lived, "DELETE FROM audit_entries WHERE kind = 'patient' AND record_id = 2")
+    assert "The heads tell of" in verify_since(lived, kept)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_count_that_nobody_wants_any_more_is_stopped(app: Flask) -> None:
+    with app.app_context(), app.extensions["sqlalchemy"].engine.begin() as holder:
+        holder.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+
+        def never(other: Connection) -> None:
+            other.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+
+        interrupted = pytest.raises(KeyboardInterrupt)
+        with interrupted, snapshots.snapshot() as connection, snapshots.meanwhile(connection, never):
+            raise KeyboardInterrupt
 
 
 # --- Chains of sign-ins ---

@@ -1,13 +1,14 @@
 """Reads one state of the database for as long as it takes, also in several processes."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 from flask import current_app
 from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from server.database import db, reader
@@ -82,11 +83,30 @@ def states(connection: Connection) -> int:
 def meanwhile(connection: Connection, work: Callable[[Connection], Result]) -> Iterator[Callable[[], Result]]:
     """Have a thread do `work` with a connection that sees what this one sees. Yield a function that returns its result.
 
-    On SQLite no second connection is sure to see the same, so there the work is done when the result is asked for.
+    On SQLite no second connection is sure to see the same, and PostgreSQL may refuse one. Then the work is done when
+    the result is asked for.
     """
-    if connection.dialect.name == "sqlite":
-        yield partial(work, connection)
-        return
-    with ThreadPoolExecutor(1) as thread, connected(*address()) as other:
+    with ExitStack() as closing:
+        other = _beside(connection, closing) if connection.dialect.name == "postgresql" else None
+        if other is None:
+            yield partial(work, connection)
+            return
+        driver: Any = other.connection.driver_connection
+        with ThreadPoolExecutor(1) as thread:
+            result = thread.submit(work, other)
+            try:
+                yield result.result
+            finally:
+                while not result.done():  # nobody wants it any more
+                    driver.cancel()  # does nothing between two statements
+                    wait([result], 0.1)
+
+
+def _beside(connection: Connection, closing: ExitStack) -> Connection | None:
+    """Return a second connection that sees what this one sees, or None if there is none to be had."""
+    try:
+        other = closing.enter_context(connected(*address()))
         begin(other, exported(connection))
-        yield thread.submit(work, other).result
+    except SQLAlchemyError:
+        return None
+    return other
