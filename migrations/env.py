@@ -105,7 +105,7 @@ def _is_of_newer_code(connection: Connection) -> bool:
 
 
 def _run_online() -> None:
-    with engine.connect().execution_options(unhurried=True) as connection:
+    with engine.connect() as connection:
         if _is_of_newer_code(connection):
             log.info("The schema is of a newer version of this code: nothing to upgrade.")
         elif connection.dialect.name == "sqlite":

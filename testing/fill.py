@@ -78,8 +78,7 @@ def fill(
 
     The appointments of a doctor begin on the first day, one `every` so many minutes.
     """
-    unhurried = {"unhurried": True, "no_parameters": True}
-    with engine.connect().execution_options(**unhurried) as connection, connection.begin():
+    with engine.connect().execution_options(no_parameters=True) as connection, connection.begin():
         sqlite = connection.dialect.name == "sqlite"
         true, at = ("1", "i") if sqlite else ("TRUE", "i")
         kept = "created_at, updated_at, version"
@@ -167,7 +166,7 @@ def fill_history(engine: Engine) -> int:
     Needs a context of the application, for its `AUDIT_KEY`.
     """
     heads, count = cast(Table, AuditHead.__table__).c, 0
-    reading = engine.connect().execution_options(reading=True, unhurried=True)
+    reading = engine.connect().execution_options(reading=True)
     with engine.connect() as connection, reading as rows:
         indexes = _without_indexes(connection, "audit_entries")
         for noun, kind in chain.KINDS.items():
