@@ -118,7 +118,10 @@ def _tell(worker: Any, number: int | None) -> bool:
 
 
 class Server(Granian):  # type: ignore[misc, valid-type]
-    """Granian, which after SIGTERM serves on for a while: a load balancer asks `/readyz` and sends nothing more."""
+    """Granian, which after SIGTERM serves on for a while: a load balancer asks `/readyz` and sends nothing more.
+
+    It sets attributes that granian does not document: look at them when granian is upgraded.
+    """
 
     drain_seconds = 0
     listeners: list[tuple[Any, socket.socket]]

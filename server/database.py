@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
-from flask import Flask, g, has_request_context, request
+from flask import Flask, g, has_app_context, has_request_context, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
     Connection,
@@ -188,6 +188,11 @@ def _reads_only() -> bool:
     return has_request_context() and request.method in ("GET", "HEAD")
 
 
+def _is_after_request() -> bool:
+    """Return whether this is what a request left to a thread."""
+    return has_app_context() and "after_request" in g
+
+
 def _on_sqlite(engine: Engine) -> None:
     """Set up SQLite: foreign keys, WAL, full sync, and BEGIN IMMEDIATE for every transaction that may write.
 
@@ -241,7 +246,7 @@ def on_postgresql(engine: Engine, seconds: int) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.info["needs_limit"] = has_request_context()  # a command may take any time
+        connection.info["needs_limit"] = has_request_context() or _is_after_request()  # a command may take any time
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             _end_autocommit(connection)
 

@@ -9,7 +9,7 @@ from email.message import EmailMessage
 from email.utils import parseaddr
 
 import email_validator
-from flask import Flask, current_app
+from flask import Flask, current_app, g
 
 log = logging.getLogger("hosi.mail")
 
@@ -56,6 +56,7 @@ def send_reset_link(make_link: Callable[[str], str | None], email: str) -> None:
 
 def _send_reset_link(app: Flask, make_link: Callable[[str], str | None], email: str) -> None:
     with app.app_context():
+        g.after_request = True
         try:
             if not app.config["MAIL_SERVER"]:
                 log.warning("a reset link was asked for, but MAIL_SERVER is not set: use `flask reset-link EMAIL`")

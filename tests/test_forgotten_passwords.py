@@ -11,8 +11,8 @@ from client import Client, at_once
 from factories import NEW_PASSWORD, PASSWORD, MakeApp, log_in, reset_token, sign_in, sign_up, token_in
 from flask import Flask
 from smtp_double import SMTPDouble
-from sql import snapshot, sql
-from sqlalchemy import select, update
+from sql import held_up, snapshot, sql
+from sqlalchemy import select, text, update
 from werkzeug.test import TestResponse
 
 from models import PasswordReset
@@ -68,6 +68,23 @@ def test_an_unknown_email_is_answered_as_a_known_one_and_gets_no_mail(mailing: F
     unknown, known = ask(mailing, "Nobody"), ask(mailing, "Nia")
     assert (unknown.status_code, unknown.json) == (known.status_code, known.json) == (200, known.json)
     assert [mail.to for mail in mailbox.wait()] == [["nia@clinic.test"]]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_link_that_waits_too_long_for_the_database_stops_no_other(
+    app: Flask, make_app: MakeApp, mailbox: SMTPDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    to_us = {"MAIL_SERVER": "127.0.0.1", "MAIL_PORT": mailbox.port, "MAIL_USE_TLS": False}
+    hurried = make_app(**to_us, STATEMENT_TIMEOUT=1)
+    sign_up(app, "Nia")
+    with held_up(app, text("LOCK TABLE password_resets")):
+        assert ask(hurried, "Nia").status_code == 200
+        until = time.monotonic() + 20
+        while "a reset link could not be mailed" not in caplog.text and time.monotonic() < until:
+            time.sleep(0.05)
+    assert "a reset link could not be mailed" in caplog.text
+    ask(hurried, "Nia")
+    assert len(mailbox.wait()) == 1
 
 
 def test_the_mail_server_is_given_its_credentials(app: Flask, make_app: MakeApp, mailbox: SMTPDouble) -> None:
