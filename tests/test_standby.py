@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from client import Client, migrate
+from client import Client, migrate, run_cli
 from factories import USUAL, make_patient, sign_in, sign_up
 from flask import Flask
 from sql import dispose
@@ -294,3 +294,28 @@ def test_a_read_does_not_wait_for_a_synchronous_standby_that_is_away(
         pair[0].ask("SELECT pg_reload_conf()")  # lets go whoever waits
         reader.join()
         dispose(app)
+
+
+def test_the_history_is_verified_on_the_standby(clinic: Flask, pair: tuple[Server, Server]) -> None:
+    primary, standby = pair
+    primary.ask("TRUNCATE audit_entries, audit_heads, login_sessions CASCADE")
+    there = create_app({**USUAL, "DATABASE_URL": standby.url, "INSTANCE_PATH": clinic.config["INSTANCE_PATH"]})
+
+    def verified(*options: str) -> list[str]:
+        until(
+            lambda: (
+                standby.ask("SELECT count(*) FROM audit_entries") == primary.ask("SELECT count(*) FROM audit_entries")
+            )
+        )
+        code, said = run_cli(there, "audit", "verify", *options)
+        assert code == 0, said
+        return said.splitlines()
+
+    sign_up(clinic, "Ada", "admin")
+    ada = sign_in(clinic, "Ada")
+    whole, checkpoint = verified("--checkpoint")
+    assert whole == "The history is whole."
+    make_patient(ada)
+    assert verified("--processes", "2") == [whole]
+    assert verified("--since", checkpoint) == ["The history since the checkpoint is whole."]
+    dispose(there)
