@@ -591,7 +591,7 @@ def media_file(key: str) -> Response:
 def create_app(settings: dict[str, Any] | None = None, blueprints: Sequence[Blueprint] = (api,)) -> Flask:
     """Return the application. `settings` win over the environment, and FLASK_ENV "testing" in them shuts it out.
 
-    Raises RuntimeError for a view that does not say who may call it, or that the OpenAPI document cannot describe.
+    Raises RuntimeError for a view that does not say who may call it, or what it takes and returns.
     Raises ConfigError for a setting that is missing or wrong.
     """
     setting = config.read_settings(settings)

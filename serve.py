@@ -56,6 +56,7 @@ def load(_target: str) -> Callable[..., Any]:
     from server.edge import Edge
 
     app = create_app()
+    app.extensions["openapi"]()  # makes the document before the first request
     setting = app.config
     metrics.start_sampling()
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()

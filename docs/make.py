@@ -26,7 +26,7 @@ def application() -> tuple[list[Route], JSON]:
     """Return the routes and the OpenAPI document of an application without a database."""
     with tempfile.TemporaryDirectory() as folder:
         app = create_app({"FLASK_ENV": "testing", "INSTANCE_PATH": folder})
-        return routes(app, ABOUT.tags, openapi.ERRORS), json.loads(app.extensions["openapi"])
+        return routes(app, ABOUT.tags, openapi.ERRORS), json.loads(app.extensions["openapi"]())
 
 
 # --- The tables of routes and of rights ---

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from functools import cache, partial
 from typing import Literal
 
 from flask import Blueprint, Flask, Response, abort, after_this_request, current_app, request, send_from_directory
@@ -11,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from server import database, errors, metrics, openapi, processes, times
 from server.database import db
 from server.endpoint import contract, public
+from server.routes import routes
 
 system = Blueprint("system", __name__)
 
@@ -121,7 +123,7 @@ def docs() -> Response:
 @contract(tag="Server", uses_database=False, operation=DOCUMENT)
 def openapi_document() -> Response:
     """Get this interface as an OpenAPI document."""
-    return Response(current_app.extensions["openapi"], mimetype="application/json")
+    return Response(current_app.extensions["openapi"](), mimetype="application/json")
 
 
 @system.get("/healthz")
@@ -164,11 +166,11 @@ def init_app(
     check_ready: Callable[[], object],
     image_origins: Sequence[str],
 ) -> None:
-    """Add these routes, and build the document of all routes. Register every other blueprint before.
+    """Add these routes, and check the contracts of all routes. Register every other blueprint before.
 
     `GET /` answers `links` together with links to these routes, and what `sign_up` returns. `GET /readyz` calls
     `check_ready`, which raises an API error. The clinic's page shows images of
-    `image_origins`. Raises RuntimeError as `openapi.build` does.
+    `image_origins`. Raises RuntimeError as `routes` does.
     """
     app.register_blueprint(system)
     all_links = {
@@ -182,4 +184,5 @@ def init_app(
     app.extensions["sign_up"] = sign_up
     app.extensions["check_ready"] = check_ready
     app.extensions["image_origins"] = " ".join(["'self'", "data:", "blob:", *image_origins])
-    app.extensions["openapi"] = openapi.text(app, about)
+    routes(app, about.tags, openapi.ERRORS)
+    app.extensions["openapi"] = cache(partial(openapi.text, app, about))  # commands need no document
