@@ -107,6 +107,7 @@ def _beside(connection: Connection, closing: ExitStack) -> Connection | None:
     try:
         other = closing.enter_context(connected(*address()))
         begin(other, exported(connection))
+        other.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")  # they would take our cores
     except SQLAlchemyError:
         return None
     return other
