@@ -106,7 +106,7 @@ ACCOUNTS: dict[ModuleType, tuple[dict[str, str], str]] = {  # the settings of an
 }
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # the same on both
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # the database makes no difference
 @pytest.mark.parametrize("store", ACCOUNTS, ids=lambda module: module.__name__.rpartition(".")[2])
 @pytest.mark.parametrize(
     ("manner", "scheme"),

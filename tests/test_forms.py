@@ -79,7 +79,7 @@ def test_a_form_is_refused_at_the_51st_file_before_the_rest_is_read(
     assert open_files() == files
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the same on both
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the database makes no difference
 def test_a_form_is_refused_at_the_first_file_over_20_mb_before_the_rest_is_read(
     app: Flask, doctor: Client, patient_id: bytes
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_form_is_refused_at_the_first_file_over_20_mb_before_the_rest_is_read(
     assert body.taken < FILE_LIMIT + 200_000
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the same on both
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the database makes no difference
 def test_a_file_of_20_mb_is_taken_in(app: Flask, doctor: Client, patient_id: bytes) -> None:
     body = Repeated(patient_id, part("images", b"x" * FILE_LIMIT, "scan.png"), 1)
     assert_refused(send(doctor, body), 422, "images")  # a file, but no picture
@@ -130,7 +130,7 @@ def test_a_thousand_empty_inputs_are_too_many(app: Flask, doctor: Client, patien
     assert_refused(send(doctor, patient_id + part("images", b"", "") * 1_000 + END), 413)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the same on both
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the database makes no difference
 @pytest.mark.parametrize(
     "piece", [b"\r", b"\n", b"\r\n", b"\r\n--X", b"\r\n--XX-", b"--XX", b"\r\n--XXX", b"\0"], ids=repr
 )

@@ -207,7 +207,7 @@ def test_no_connection_is_held_while_pictures_are_looked_at(app: Flask, doctor: 
     assert held == [0, 0]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the same on both
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the database makes no difference
 def test_a_tiff_whose_png_is_over_twenty_megabytes_is_refused(app: Flask, doctor: Client) -> None:
     noise = Image.frombytes("RGB", (3000, 2500), random.Random(1).randbytes(3000 * 2500 * 3))
     file = io.BytesIO()
