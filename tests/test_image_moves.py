@@ -259,7 +259,7 @@ KILLS: list[tuple[str, str, int, How]] = [  # where to; the call of S3 at which 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("database_url", "to", "action", "nth", "how"),
-    # On SQLite three suffice: before, in and after the transaction.
+    # On SQLite three suffice: all is uploaded, nothing is copied yet, and the row is committed.
     [*[("postgresql", *kill) for kill in KILLS], *[("sqlite", *kill) for kill in (KILLS[3], KILLS[5], KILLS[7])]],
     indirect=["database_url"],
 )
