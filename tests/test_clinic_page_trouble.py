@@ -46,6 +46,53 @@ def test_a_name_is_shown_as_text_and_breaks_no_view(app: Flask, doctor: Client, 
 
 
 @on_one_engine
+def test_the_focus_has_moved_before_anybody_can_type(app: Flask, receptionist: Client, clinic: Clinic) -> None:
+    clinic.sign_in("Rosa")
+
+    def focused_after_a_click_on(button: str) -> str:
+        # The page's answer to the click has come when its promises are kept, before the next frame and the next key.
+        return str(
+            clinic.button(button).evaluate(
+                """async (button) => {
+                    button.click();
+                    for (let turn = 0; turn < 10; turn++) await null;
+                    return document.activeElement.labels?.[0].textContent;
+                }"""
+            )
+        )
+
+    assert focused_after_a_click_on("Book…") == "Patient"
+    assert focused_after_a_click_on("New patient…") == "First name"
+    assert focused_after_a_click_on("Search instead") == "Patient"
+
+
+@on_one_engine
+def test_enter_takes_nobody_who_was_found_by_an_earlier_text(
+    app: Flask, doctor: Client, receptionist: Client, clinic: Clinic
+) -> None:
+    make_patient(doctor, first_name="Baraka", last_name="Maina")
+    make_patient(doctor, first_name="Barasa", last_name="Wekesa")
+    clinic.sign_in("Rosa")
+    clinic.button("Book…").click()
+    field = clinic.page.get_by_role("combobox", name="Patient")
+    found = clinic.page.get_by_role("listbox").get_by_role("option")
+    field.fill("bara")
+    expect(found).to_have_count(2)
+
+    held: list[Route] = []
+    clinic.page.route("**/patients?q=baras*", lambda route: held.append(route))
+    with clinic.page.expect_request("**/patients?q=baras*"):
+        field.press("s")
+        field.press("Enter")
+    field.press("Enter")
+    expect(found).to_have_count(2)  # none of them is taken
+    held[0].continue_()
+    expect(found).to_have_count(1)
+    field.press("Enter")
+    expect(clinic.dialog().get_by_text("Barasa Wekesa")).to_be_visible()
+
+
+@on_one_engine
 def test_the_course_of_a_patient_with_two_thousand_appointments_comes_in_pages(
     app: Flask, doctor: Client, clinic: Clinic
 ) -> None:

@@ -1,7 +1,7 @@
 // The page as a whole: which view is shown, the way to the others, notes, a lost connection, an ended login.
 import { get, goOn, is, me, on, signOut } from "./api.js";
 import { setClock } from "./clock.js";
-import { html, name, say, useEffect, useEvent, useRef, useState, word } from "./parts.js";
+import { html, name, say, useLayoutEffect, useEvent, useRef, useState, word } from "./parts.js";
 import { SignInPage } from "./signin.js";
 import { Today } from "./today.js";
 import { Calendar } from "./calendar.js";
@@ -36,14 +36,14 @@ function View({ view, id, part, parameters }) {
 function Notes() { // what was done, for some seconds
   const [text, set] = useState("");
   const timer = useRef();
-  useEffect(() => on("say", (said) => { set(said); clearTimeout(timer.current); timer.current = setTimeout(() => set(""), 6000); }), []);
+  useLayoutEffect(() => on("say", (said) => { set(said); clearTimeout(timer.current); timer.current = setTimeout(() => set(""), 6000); }), []);
   return html`<div class="notes" role="status">${text && html`<p>${text}</p>`}</div>`;
 }
 
 function Connection() {
   const [away, set] = useState(false);
-  useEffect(() => on("away", () => set(true)), []);
-  useEffect(() => on("back", () => set(false)), []);
+  useLayoutEffect(() => on("away", () => set(true)), []);
+  useLayoutEffect(() => on("back", () => set(false)), []);
   return html`<div role="alert">${away && html`<p class="away">The server does not answer. What you typed stays here. Trying again…</p>`}</div>`;
 }
 
@@ -52,9 +52,9 @@ function Page({ before }) {
   const [user, setUser] = useState(me().id ? me() : null);
   const [why, setWhy] = useState(before);
   const main = useRef();
-  useEffect(() => on("login", (login) => { setUser(login.user ?? (me().id ? me() : null)); setWhy(login.why ?? ""); }), []);
+  useLayoutEffect(() => on("login", (login) => { setUser(login.user ?? (me().id ? me() : null)); setWhy(login.why ?? ""); }), []);
   useEvent("hashchange", () => { setHere(place()); scrollTo(0, 0); }, []);
-  useEffect(() => { if (document.activeElement === document.body) main.current?.focus(); }, [here.path]);
+  useLayoutEffect(() => { if (document.activeElement === document.body) main.current?.focus(); }, [here.path]);
   const leave = async () => {
     try {
       await signOut();

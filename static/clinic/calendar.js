@@ -3,7 +3,7 @@ import { doctors, get, is, mayChange, me, patch } from "./api.js";
 import { WEEK, clock, dayOf, ends, hour, minutesBetween, minutesOf, monday, niceDay, now, plusDays, shortDay, time, today, weekday } from "./clock.js";
 import { Booking } from "./booking.js";
 import { gaps } from "./today.js";
-import { Choice, Loaded, Tick, Wrong, go, html, name, say, useEffect, useLoad, useRef, useState, word } from "./parts.js";
+import { Choice, Loaded, Tick, Wrong, go, html, name, say, useLayoutEffect, useLoad, useRef, useState, word } from "./parts.js";
 
 const SCALE = 1.15; // pixels a minute
 const SNAP = 5; // minutes
@@ -105,7 +105,7 @@ export function Calendar({ parameters }) {
   const shown = useLoad(() => (whose ? week(Number(whose), monday(day)) : sideBySide(day)), [whose, whose ? monday(day) : day]);
   const columns = (shown.data ?? []).filter(({ key }) => !hidden.includes(key));
   const title = whose === own ? name(me()) : columns.flatMap(({ appointments }) => appointments)[0]?.doctor_name ?? "This doctor";
-  useEffect(() => { // on a narrow screen the week begins with today
+  useLayoutEffect(() => { // on a narrow screen the week begins with today
     const lane = grid.current?.querySelector(".lane.today");
     if (lane) grid.current.scrollLeft = lane.offsetLeft - lane.parentNode.offsetLeft - lane.parentNode.firstElementChild.offsetWidth;
   }, [shown.data]);

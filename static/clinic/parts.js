@@ -1,9 +1,11 @@
 // What the views share: loading, forms, dialogs, the search for a patient, words.
-import { html, useEffect, useMemo, useRef, useState } from "../preact/standalone.module.js";
+import { html, useLayoutEffect, useMemo, useRef, useState } from "../preact/standalone.module.js";
 import { AWAY, Problem, call, get, on, tell } from "./api.js";
 import { date } from "./clock.js";
 
-export { html, useEffect, useMemo, useRef, useState };
+// Effects run before the browser goes on, never after its next frame: on a busy machine somebody has clicked and typed by
+// then, and a focus that moves late takes the text into another field.
+export { html, useLayoutEffect, useMemo, useRef, useState };
 
 const WORDS = { checked_in: "arrived", completed: "done", no_show: "did not come", admin: "administrator" };
 export const word = (text) => (WORDS[text] ?? text ?? "–").replaceAll("_", " ");
@@ -27,8 +29,8 @@ export function useLoad(load, deps) {
   };
   const latest = useRef();
   latest.current = reload;
-  useEffect(() => { reload(); return () => { turn.current++; }; }, deps);
-  useEffect(() => on("back", () => latest.current()), []);
+  useLayoutEffect(() => { reload(); return () => { turn.current++; }; }, deps);
+  useLayoutEffect(() => on("back", () => latest.current()), []);
   return { ...state, reload, set: (data) => set({ data }) };
 }
 
@@ -75,7 +77,7 @@ export function Field({ label, name, errors = {}, as = "input", hint, children, 
   const id = useMemo(() => `f${++ids}`, []);
   const wrong = errors[name]?.join(" ");
   const input = useRef();
-  useEffect(() => { if (rest.autofocus) input.current.focus(); }, []);
+  useLayoutEffect(() => { if (rest.autofocus) input.current.focus(); }, []);
   const told = [hint && `${id}h`, wrong && `${id}w`].filter(Boolean).join(" ") || undefined;
   return html`<div class=${`field ${kind}`}>
     <label for=${id}>${label}</label>
@@ -93,7 +95,7 @@ export const Send = ({ of, children, ...rest }) => html`
 
 export function Dialog({ title, onClose, wide, children }) {
   const dialog = useRef();
-  useEffect(() => {
+  useLayoutEffect(() => {
     const shown = dialog.current;
     shown.showModal();
     return () => shown.close(); // the focus goes back to where it was
@@ -114,10 +116,11 @@ export function PatientPicker({ onPick, onNew }) {
   const text = useSettled(typed.trim());
   const found = useLoad(() => (text ? get("/patients", { q: text, limit: 8 }) : Promise.resolve([])), [text]);
   const patients = text ? found.data ?? [] : [];
+  const current = text === typed.trim() && !found.loading; // else they were found by an earlier text: Enter takes none of them
   const keys = (event) => {
     const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (move && patients.length) setAt((at + move + patients.length) % patients.length);
-    else if (event.key === "Enter" && patients[at]) onPick(patients[at]);
+    else if (event.key === "Enter" && current && patients[at]) onPick(patients[at]);
     if (move || event.key === "Enter") event.preventDefault();
   };
   return html`<div class="picker">
@@ -134,10 +137,10 @@ export function PatientPicker({ onPick, onNew }) {
 
 // Listens to an event of the window.
 export const useEvent = (name, listener, deps) =>
-  useEffect(() => { addEventListener(name, listener); return () => removeEventListener(name, listener); }, deps);
+  useLayoutEffect(() => { addEventListener(name, listener); return () => removeEventListener(name, listener); }, deps);
 
 export function useSettled(value, wait = 180) { // milliseconds without a change
   const [settled, set] = useState(value);
-  useEffect(() => { const timer = setTimeout(() => set(value), wait); return () => clearTimeout(timer); }, [value]);
+  useLayoutEffect(() => { const timer = setTimeout(() => set(value), wait); return () => clearTimeout(timer); }, [value]);
   return settled;
 }

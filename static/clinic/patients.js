@@ -2,7 +2,7 @@
 import { call, post, query } from "./api.js";
 import { age, date } from "./clock.js";
 import { NewPatientFields } from "./booking.js";
-import { Choice, Dialog, Empty, Field, Loaded, More, Send, State, Wrong, count, go, html, name, say, useEffect, usePages, useSettled, useState, useSubmit } from "./parts.js";
+import { Choice, Dialog, Empty, Field, Loaded, More, Send, State, Wrong, count, go, html, name, say, useLayoutEffect, usePages, useSettled, useState, useSubmit } from "./parts.js";
 
 export const STATES = ["outpatient", "admitted", "ongoing", "critical", "healed", "discharged", "transferred", "deceased"];
 export const SEXES = [["", "Not said"], ["female", "Female"], ["male", "Male"], ["other", "Other"], ["unknown", "Unknown"]];
@@ -27,7 +27,7 @@ export function Patients({ parameters }) {
   const q = useSettled(typed.trim());
   const search = query({ q, status });
   const list = usePages(() => call("GET", `/patients${query({ q, status, limit: PAGE, total: true, sort: q ? "" : "last_name" })}`), [search]);
-  useEffect(() => history.replaceState(null, "", `#/patients${search}`), [search]); // so that Back finds it again
+  useLayoutEffect(() => history.replaceState(null, "", `#/patients${search}`), [search]); // so that Back finds it again
   const { data: page, rows } = list;
   return html`<div class="head"><div><h1>Patients</h1><p class="quiet" role="status">${page ? `${page.estimated ? "About " : ""}${count(page.total, "patient")}${q && ` found by “${q}”`}` : " "}</p></div>
       <div class="tools"><button class="main" onClick=${() => setAdding(true)}>New patient…</button></div></div><div class="row search">

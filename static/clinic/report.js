@@ -2,7 +2,7 @@
 import { call, get, mayChange, post } from "./api.js";
 import { time } from "./clock.js";
 import { Lightbox, Thumbnails } from "./patient.js";
-import { Field, Loaded, Send, Wrong, count, go, html, name, say, useEffect, useEvent, useLoad, useRef, useState, useSubmit } from "./parts.js";
+import { Field, Loaded, Send, Wrong, count, go, html, name, say, useLayoutEffect, useEvent, useLoad, useRef, useState, useSubmit } from "./parts.js";
 
 const MOST = 50, LARGEST = 20 << 20; // files, bytes: as the server takes them
 let serial = 0;
@@ -48,7 +48,7 @@ export function ReportPage({ patientId, reportId }) {
   useEvent("paste", ({ clipboardData }) => mine && add(clipboardData.files), [mine]);
   const latest = useRef();
   latest.current = pictures;
-  useEffect(() => () => latest.current.forEach(({ url }) => URL.revokeObjectURL(url)), []);
+  useLayoutEffect(() => () => latest.current.forEach(({ url }) => URL.revokeObjectURL(url)), []);
 
   const form = useSubmit(async ({ diagnosis }) => {
     const big = pictures.filter(({ file }) => file.size > LARGEST);
