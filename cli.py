@@ -312,7 +312,7 @@ def images_move(to: str) -> None:
 @click.command("check")
 @with_appcontext
 def check() -> None:
-    """Stop with a sentence if AUDIT_KEY or TIMEZONE does not fit the database. The server runs it at start."""
+    """Stop with a sentence if AUDIT_KEY or TIMEZONE does not fit the database. Servers run it before workers start."""
     startup.stop_on_wrong_settings()
 
 

@@ -40,11 +40,13 @@ UNIX = "unix:"  # begins a HOST that is the path of a socket
 STARTING = 5  # seconds that a new worker has to start, before the old one is told to stop
 LAST_SECONDS = 1  # for which a worker that is replaced takes no new connection, and answers on those that it has
 STOPPING = 30  # seconds that the requests of a worker may take after it was told to stop
+RETRY = 5  # seconds, then a worker is asked for again that died and would not start
 LIFETIME = 24 * 3600  # seconds; then a worker is replaced, in case its memory grows
 CONNECTIONS = 4_000  # of a worker; more wait in the backlog
 # Signals to a worker that stops soon: end each connection with its next answer; take no new connection, besides.
 END_CONNECTIONS, TAKE_NO_MORE = getattr(signal, "SIGUSR1", None), getattr(signal, "SIGUSR2", None)  # not on Windows
 LISTENER = "HOSI_LISTENER"  # the environment variable that tells a worker the number of its listening socket
+logger = logging.getLogger("hosi.serve")
 HTTP = HTTP1Settings(header_read_timeout=30_000, max_buffer_size=64 * 1024)  # milliseconds; bytes of all headers
 
 
@@ -164,6 +166,25 @@ class Server(Granian):  # type: ignore[misc, valid-type]
         worker.terminate = stop_gently
         return worker
 
+    def _respawn_workers(self, workers: list[int], *arguments: Any, **named: Any) -> None:
+        """Replace workers, if new ones would start: one that serves is not given away for one that ends at once.
+
+        `.env` and the code may have changed since they started, and a fault there must not stop what runs. Who reloads
+        tries again; a worker that died is asked for again each RETRY seconds.
+        """
+        if check():
+            logger.error("No worker is replaced: see the fault above. Those that run serve on.")
+            asking = threading.Timer(RETRY, self._ask_for_dead_workers)
+            asking.daemon = True
+            asking.start()
+            return
+        super()._respawn_workers(workers, *arguments, **named)
+
+    def _ask_for_dead_workers(self) -> None:
+        if dead := [number for number, worker in enumerate(self.wrks) if not worker.is_alive()]:
+            self.interrupt_children += dead
+            self.main_loop_interrupt.set()
+
     def signal_handler_interrupt(self, number: int = 0, *rest: Any) -> None:
         """Begin to drain at SIGTERM. Stop at once at a second signal, at Ctrl-C, and where nothing is to be drained."""
         if number != signal.SIGTERM or not self.drain_seconds or processes.is_draining():
@@ -177,14 +198,13 @@ class Server(Granian):  # type: ignore[misc, valid-type]
         drained.start()
 
 
-def check() -> None:
-    """End the start with a sentence if AUDIT_KEY or TIMEZONE does not fit the database.
+def check() -> int:
+    """Return 0 if a worker would start with the code and the settings of now, else the code to exit with.
 
-    Another process checks it: workers inherit the modules of this process.
+    Another process reads both anew, and prints a sentence about what is wrong.
     """
     command = [sys.executable, "-m", "flask", "--app", "app", "check"]
-    if code := subprocess.run(command, cwd=ROOT, check=False).returncode:  # noqa: S603  # a command of our own
-        sys.exit(code)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603  # a command of our own
 
 
 def check_address(host: str, port: int) -> None:
@@ -212,7 +232,8 @@ def main(target: Callable[[str], Callable[..., Any]] = load) -> None:
     os.chdir(ROOT)
     setting = read_settings()
     logs.set_up(setting["LOG_LEVEL"], setting["LOG_FORMAT"])
-    check()
+    if code := check():
+        sys.exit(code)
     host = setting["HOST"]
     check_address(host, setting["PORT"])
     multiprocessing.set_start_method("spawn")  # a worker imports the code anew, also after SIGHUP

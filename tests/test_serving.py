@@ -504,6 +504,24 @@ def test_connections_wait_for_the_worker_that_replaces_a_killed_one(tmp_path: Pa
         assert served.raw("GET /healthz").startswith(b"HTTP/1.1 200")
 
 
+def test_no_worker_is_given_away_for_one_that_would_not_start(tmp_path: Path, empty: Path) -> None:
+    with serving(tmp_path, empty) as served:
+        served.sign_in()
+        [worker] = served.workers()
+        served.sql("UPDATE clinic SET timezone = 'Africa/Nairobi'")  # the setting is UTC
+        served.process.send_signal(signal.SIGHUP)
+        until(lambda: "No worker is replaced" in served.said(), 20)
+        assert "TIMEZONE is UTC, but the times in this database were entered under Africa/Nairobi." in served.said()
+        assert served.answers()
+        assert served.workers() == [worker]
+
+        os.kill(worker, signal.SIGKILL)  # its place stays empty until the fault is mended
+        until(lambda: served.said().count("No worker is replaced") == 2, 20)
+        served.sql("UPDATE clinic SET timezone = 'UTC'")
+        until(lambda: served.workers() not in ([], [worker]), 20)
+        assert served.raw("GET /healthz").startswith(b"HTTP/1.1 200")
+
+
 def test_a_killed_server_leaves_no_worker_and_the_next_one_takes_its_unix_socket(tmp_path: Path, empty: Path) -> None:
     with serving(tmp_path, empty, HOST=f"unix:{tmp_path}/hosi.sock") as served:
         assert served.ask("GET", "/readyz")[0] == 200
