@@ -18,10 +18,10 @@ export function NewPatientFields({ errors, typed = "" }) {
 function FreeTimes({ doctor, patient, day, minutes, onPick }) {
   const from = day > today() ? day : "";
   const free = useLoad(() => get("/slots", { user_id: doctor, patient_id: patient, from, minutes, limit: 8 }), [doctor, patient, from, minutes]);
-  if (!free.data?.length) return null;
+  if (!free.last?.length) return null;
   return html`<div class="chips" role="group" aria-label="Free times">
     <span class="quiet">Free:</span>
-    ${free.data.map(({ start }) => html`<button type="button" key=${start} onClick=${() => onPick(start)}>${shortDay(start)} ${hour(start)}</button>`)}</div>`;
+    ${free.last.map(({ start }) => html`<button type="button" key=${start} onClick=${() => onPick(start)}>${shortDay(start)} ${hour(start)}</button>`)}</div>`;
 }
 
 // `appointment` is changed; without one, one is booked, beginning with `patient`, `doctor` (an id) and `at` where known.
@@ -78,7 +78,7 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
           <${Choice} label="Minutes" name="duration_minutes" value=${minutes} errors=${form.errors}
             onChange=${(event) => setMinutes(event.target.value)}
             options=${[...new Set([...DURATIONS, Number(minutes)])].sort((a, b) => a - b).map((one) => [one, one])} /></div>
-        ${!locked && doctor && html`<${FreeTimes} doctor=${doctor} patient=${patient?.id} day=${when.day} minutes=${minutes}
+        ${!locked && doctor && html`<${FreeTimes} key=${`${doctor} ${patient?.id} ${minutes}`} doctor=${doctor} patient=${patient?.id} day=${when.day} minutes=${minutes}
           onPick=${(start) => setWhen({ day: dayOf(start), time: hour(start) })} />`}
         <${Field} label="Reason" name="reason" as="textarea" rows="2" maxlength="2000" defaultValue=${appointment?.reason ?? ""} errors=${form.errors} />
         <${Field} label="Note" name="note" as="textarea" rows="2" maxlength="2000" defaultValue=${appointment?.note ?? ""} errors=${form.errors} />

@@ -16,22 +16,27 @@ export const count = (number, one, many = `${one}s`) => `${number.toLocaleString
 export const say = (text) => tell("say", text); // a short note at the foot
 export const go = (hash) => { location.hash = hash; };
 
-// Loads when `deps` change, after a lost connection, and by reload(). What was loaded stays until the new answer is there.
+// Loads when `deps` change, after a lost connection, and by reload(). `data` is what was loaded for these `deps`: it stays
+// while it is loaded again and if that fails, but nobody takes one day or doctor for another. `last` is of whatever `deps`.
 export function useLoad(load, deps) {
-  const [state, set] = useState({ loading: true });
+  const [state, set] = useState({});
   const turn = useRef(0);
+  const of = JSON.stringify(deps);
   const reload = async () => {
     const own = ++turn.current;
     set((old) => ({ ...old, loading: true }));
     const answer = await load().then((data) => ({ data }), (error) => ({ error }));
     if (answer.error && !(answer.error instanceof Problem)) throw answer.error;
-    if (own === turn.current) set((old) => (answer.error?.status === 0 ? { ...old, ...answer, loading: false } : answer));
+    if (own === turn.current) set((old) => ({ ...(answer.error && old.of === of && old), ...answer, of, loading: false }));
   };
   const latest = useRef();
   latest.current = reload;
   useLayoutEffect(() => { reload(); return () => { turn.current++; }; }, deps);
   useLayoutEffect(() => on("back", () => latest.current()), []);
-  return { ...state, reload, set: (data) => set({ data }) };
+  const known = state.of === of ? state : { loading: true };
+  const then = turn.current;
+  return { data: known.data, error: known.error, loading: known.loading, last: state.data, // reload() is for what is shown by then
+    reload: () => latest.current(), set: (data) => then === turn.current && set({ data, of }) };
 }
 
 // The rows of a collection whose first page `load` gets, and `more`, which gets the next page after them.
@@ -41,7 +46,7 @@ export function usePages(load, deps) {
     const { body, next } = await call("GET", first.data.next);
     first.set({ ...first.data, body: [...first.data.body, ...body], next });
   });
-  return { ...first, rows: first.data?.body ?? [], next: first.data?.next, more };
+  return { ...first, rows: first.last?.body ?? [], next: first.data?.next, more };
 }
 export const More = ({ of, children }) => html`<${Wrong} error=${of.more.error} />
   ${of.next && html`<p class="actions"><button disabled=${of.more.busy} onClick=${of.more.submit}>${children}</button></p>`}`;
@@ -115,8 +120,8 @@ export function PatientPicker({ onPick, onNew }) {
   const [at, setAt] = useState(0);
   const text = useSettled(typed.trim());
   const found = useLoad(() => (text ? get("/patients", { q: text, limit: 8 }) : Promise.resolve([])), [text]);
-  const patients = text ? found.data ?? [] : [];
-  const current = text === typed.trim() && !found.loading; // else they were found by an earlier text: Enter takes none of them
+  const patients = text ? found.last ?? [] : [];
+  const current = text === typed.trim() && found.data && !found.loading; // else they were found by an earlier text: Enter takes none of them
   const keys = (event) => {
     const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (move && patients.length) setAt((at + move + patients.length) % patients.length);

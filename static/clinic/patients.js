@@ -33,9 +33,9 @@ export function Patients({ parameters }) {
       <div class="tools"><button class="main" onClick=${() => setAdding(true)}>New patient…</button></div></div><div class="row search">
       <${Field} label="Search" type="search" class="wide" placeholder="Name, phone, MRN or birth date" value=${typed} maxlength="100" autofocus
         onInput=${(event) => setTyped(event.target.value)}
-        onKeyDown=${(event) => event.key === "Enter" && rows[0] && q === typed.trim() && go(`/patients/${rows[0].id}`)} />
+        onKeyDown=${(event) => event.key === "Enter" && rows[0] && q === typed.trim() && page && !list.loading && go(`/patients/${rows[0].id}`)} />
       <${Choice} label="State" value=${status} options=${[["", "Any"], ...STATES]} onChange=${(event) => setStatus(event.target.value)} />
-    </div><${Loaded} of=${list}>
+    </div><${Loaded} of=${{ ...list, data: list.last }}>
       ${rows.length ? html`<table class="rows"><thead><tr><th>Name</th><th>MRN</th><th>Birth date</th><th>Phone</th><th>State</th></tr></thead>
         <tbody>${rows.map((one) => html`<tr key=${one.id}><td><a href=${`#/patients/${one.id}`}><strong>${one.last_name}</strong>, ${one.first_name}</a></td>
           <td class="number">${one.mrn}</td><td>${one.date_of_birth ? html`${date(one.date_of_birth)} <small>${age(one.date_of_birth)}</small>` : "–"}</td>

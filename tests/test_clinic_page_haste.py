@@ -1,0 +1,168 @@
+"""The clinic's page where a person is quicker than the server: nothing late acts on what is shown by then."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from browser import Clinic
+from client import Client
+from factories import make_appointment, make_patient, many_patients
+from flask import Flask
+from playwright.sync_api import Page, Route, expect
+
+on_one_engine = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the page knows no other
+
+
+def at(hour: int, days: int = 3) -> str:
+    return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}T{hour:02}:00"
+
+
+class Held:
+    """Requests whose answers are late: they wait until they are let go."""
+
+    def __init__(self, page: Page, path: str, method: str = "GET") -> None:
+        self.page, self.path, self.method = page, path, method
+        self.waiting: list[Route] = []
+        page.route(path, self._take)
+
+    def _take(self, route: Route) -> None:
+        if route.request.method == self.method:
+            self.waiting.append(route)
+        else:
+            route.fallback()
+
+    def after(self, act: Callable[[], object]) -> None:
+        """Do what sends the request."""
+        with self.page.expect_request(self.path):
+            act()
+        self.page.evaluate("0")  # the route has been told by then
+
+    def let_go(self) -> None:
+        """Let the answers come, and the page act on them."""
+        for route in self.waiting:
+            with self.page.expect_event("requestfinished", lambda request, url=route.request.url: request.url == url):
+                route.continue_()
+        self.waiting.clear()
+        self.page.unroute(self.path)
+        self.page.evaluate("new Promise((then) => setTimeout(then))")
+
+
+def sign_out_and_in(clinic: Clinic, meanwhile: Callable[[], object], path: str) -> None:
+    """Another tab signs out. After the new sign-in everything is loaded again, also what has this path."""
+    second = Clinic(clinic.page.context.new_page(), clinic.address)
+    second.page.goto(f"{clinic.address}/#/account")
+    second.sign_out()
+    second.page.close()
+    expect(clinic.page.get_by_text("You signed out in another tab.")).to_be_visible()
+    meanwhile()
+    password = clinic.page.get_by_label("Password")
+    password.click()  # it can be reached
+    password.fill("correct horse battery")
+    with clinic.page.expect_event("requestfinished", lambda request: request.url == f"{clinic.address}{path}"):
+        clinic.button("Sign in").click()
+    expect(clinic.page.get_by_text("You signed out in another tab.")).to_have_count(0)
+
+
+@on_one_engine
+def test_a_day_never_shows_the_appointments_of_another(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    make_appointment(doctor, make_patient(doctor)["id"], at(10))
+    day, next_day = at(0)[:10], at(0, 4)[:10]
+    clinic.sign_in("Dora")
+    clinic.open(f"today?on={day}")
+    row = clinic.page.get_by_role("button", name="Details: Amina Wanjiru")
+    expect(row).to_be_visible()
+    answers = Held(clinic.page, f"**/appointment?on={next_day}*")
+    answers.after(clinic.button("The next day").click)
+    assert row.count() == 0
+    answers.let_go()
+    assert row.count() == 0
+    clinic.button("The day before").click()
+
+    changed = Held(clinic.page, "**/appointment/*", "PATCH")
+    changed.after(clinic.button("Arrived: Amina Wanjiru").click)
+    clinic.button("The next day").click()
+    clinic.settle()
+    with clinic.page.expect_response("**/appointment?on=*"):  # what is shown is loaded again
+        changed.let_go()
+    clinic.settle()
+    assert row.count() == 0
+
+
+@on_one_engine
+def test_the_calendar_never_shows_another_doctor_than_it_says(
+    app: Flask, doctor: Client, other_doctor: Client, receptionist: Client, clinic: Clinic
+) -> None:
+    make_appointment(doctor, make_patient(doctor)["id"], at(10))
+    clinic.sign_in("Rosa")
+    clinic.open(f"calendar?of={doctor.user['id']}&on={at(0)[:10]}")
+    shown = clinic.page.locator("button.event")
+    expect(shown).to_have_count(1)
+    doctors = clinic.page.get_by_label("Doctor")
+    doctors.focus()  # the choice is loaded once it is wanted
+    expect(doctors.get_by_role("option", name="Otto Otieno")).to_be_attached()
+    answers = Held(clinic.page, f"**/appointment?user_id={other_doctor.user['id']}*")
+    answers.after(lambda: doctors.select_option("Otto Otieno"))
+    assert shown.count() == clinic.page.locator(".column").count() == 0
+    answers.let_go()
+
+
+@on_one_engine
+def test_free_times_are_those_of_the_doctor_who_is_chosen(
+    app: Flask, doctor: Client, other_doctor: Client, receptionist: Client, clinic: Clinic
+) -> None:
+    clinic.sign_in("Rosa")
+    clinic.button("Book…").click()
+    clinic.dialog().get_by_label("Doctor").select_option("Dora Otieno")
+    free = clinic.page.get_by_role("group", name="Free times").get_by_role("button")
+    expect(free).to_have_count(8)
+    answers = Held(clinic.page, f"**/slots?user_id={other_doctor.user['id']}*")
+    answers.after(lambda: clinic.dialog().get_by_label("Doctor").select_option("Otto Otieno"))
+    if free.count():
+        free.first.click()
+    expect(clinic.page.get_by_label("Time", exact=True)).to_have_value("")
+    answers.let_go()
+    free.first.click()
+    expect(clinic.page.get_by_label("Time", exact=True)).not_to_have_value("")
+
+
+@on_one_engine
+def test_the_list_of_patients_is_that_of_the_text(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    many_patients(app, 60)
+    make_patient(doctor, first_name="Baraka", last_name="Maina")
+    make_patient(doctor, first_name="Barasa", last_name="Wekesa")
+    clinic.sign_in("Dora")
+    clinic.open("patients")
+    page = clinic.page
+    search, rows = page.get_by_role("searchbox"), page.locator("tbody tr")
+
+    more = Held(page, "**/patients?*cursor=*")
+    expect(rows).to_have_count(50)
+    more.after(clinic.button("Show more").click)
+    search.fill("bara")
+    expect(rows).to_have_count(2)
+    more.let_go()
+    expect(rows).to_have_count(2)
+
+    answers = Held(page, "**/patients?q=baras*")
+    answers.after(lambda: search.press("s"))
+    search.press("Enter")
+    expect(clinic.heading()).to_have_text("Patients")
+    answers.let_go()
+    expect(rows).to_have_count(1)
+    search.press("Enter")
+    expect(clinic.heading()).to_contain_text("Barasa Wekesa")
+
+
+@on_one_engine
+def test_a_view_that_cannot_be_loaded_again_keeps_what_is_typed(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    make_patient(doctor)
+    clinic.sign_in("Dora")
+    clinic.open("patients/1/report")
+    text = clinic.page.get_by_label("Diagnosis")
+    text.fill("A long text")
+    busy = {"status": 503, "json": {"msg": "The server is busy.", "code": "busy"}}
+    clinic.page.route("**/patient/1", lambda route: route.fulfill(**busy))
+    sign_out_and_in(clinic, lambda: None, "/patient/1")
+    expect(clinic.page.get_by_text("The server is busy.")).to_be_visible()
+    clinic.faults = [fault for fault in clinic.faults if "503" not in fault]
+    expect(text).to_have_value("A long text")
