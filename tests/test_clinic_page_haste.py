@@ -154,6 +154,30 @@ def test_the_list_of_patients_is_that_of_the_text(app: Flask, doctor: Client, cl
 
 
 @on_one_engine
+def test_the_arrows_choose_a_patient_and_no_line(
+    app: Flask, doctor: Client, receptionist: Client, clinic: Clinic
+) -> None:
+    for first_name, last_name in (("Baraka", "Maina"), ("Barasa", "Wekesa"), ("Barasa", "Zuma")):
+        make_patient(doctor, first_name=first_name, last_name=last_name)
+    clinic.sign_in("Rosa")
+    clinic.button("Book…").click()
+    field = clinic.page.get_by_role("combobox", name="Patient")
+    found = clinic.page.get_by_role("listbox").get_by_role("option")
+    field.fill("bara")
+    expect(found).to_have_count(3)
+    answers = Held(clinic.page, "**/patients?q=baras*")
+    answers.after(lambda: field.press("s"))
+    place = found.all_inner_texts().index(next(text for text in found.all_inner_texts() if "Wekesa" in text))
+    for _ in range(place):
+        field.press("ArrowDown")
+    expect(found.nth(place)).to_have_attribute("aria-selected", "true")
+    answers.let_go()
+    expect(found).to_have_count(2)
+    field.press("Enter")
+    expect(clinic.dialog().get_by_text("Barasa Wekesa")).to_be_visible()
+
+
+@on_one_engine
 def test_a_view_that_cannot_be_loaded_again_keeps_what_is_typed(app: Flask, doctor: Client, clinic: Clinic) -> None:
     make_patient(doctor)
     clinic.sign_in("Dora")

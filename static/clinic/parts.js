@@ -117,21 +117,22 @@ export const PatientLine = ({ patient }) => html`<strong>${name(patient)}</stron
 // The search for a patient as one types: arrows choose, Enter picks.
 export function PatientPicker({ onPick, onNew }) {
   const [typed, setTyped] = useState("");
-  const [at, setAt] = useState(0);
+  const [chosen, choose] = useState(null); // by the arrows: a patient, not a line, as the lines may change
   const text = useSettled(typed.trim());
   const found = useLoad(() => (text ? get("/patients", { q: text, limit: 8 }) : Promise.resolve([])), [text]);
   const patients = text ? found.last ?? [] : [];
   const current = text === typed.trim() && found.data && !found.loading; // else they were found by an earlier text: Enter takes none of them
+  const at = chosen === null ? 0 : patients.findIndex(({ id }) => id === chosen);
   const keys = (event) => {
     const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (move && patients.length) setAt((at + move + patients.length) % patients.length);
+    if (move && patients.length) choose(patients[(at + move + patients.length) % patients.length].id);
     else if (event.key === "Enter" && current && patients[at]) onPick(patients[at]);
     if (move || event.key === "Enter") event.preventDefault();
   };
   return html`<div class="picker">
     <${Field} label="Patient" role="combobox" aria-expanded=${patients.length > 0} aria-controls="found" aria-autocomplete="list"
       aria-activedescendant=${patients[at] && `found${at}`} autocomplete="off" placeholder="Name, phone, MRN or birth date"
-      autofocus value=${typed} onInput=${(event) => { setTyped(event.target.value); setAt(0); }} onKeyDown=${keys} />
+      autofocus value=${typed} onInput=${(event) => { setTyped(event.target.value); choose(null); }} onKeyDown=${keys} />
     <ul id="found" role="listbox" aria-label="Patients found">
       ${patients.map((patient, index) => html`<li key=${patient.id} id=${`found${index}`} role="option" aria-selected=${index === at}
         onClick=${() => onPick(patient)}><${PatientLine} patient=${patient} /></li>`)}</ul>
