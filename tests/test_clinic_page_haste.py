@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from browser import Clinic
 from client import Client
-from factories import make_appointment, make_patient, many_patients
+from factories import hours_ago, make_appointment, make_patient, many_patients
 from flask import Flask
 from playwright.sync_api import Page, Route, expect
 
@@ -175,6 +175,66 @@ def test_the_arrows_choose_a_patient_and_no_line(
     expect(found).to_have_count(2)
     field.press("Enter")
     expect(clinic.dialog().get_by_text("Barasa Wekesa")).to_be_visible()
+
+
+@on_one_engine
+def test_what_is_being_sent_can_be_neither_changed_nor_closed(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    make_patient(doctor)
+    make_appointment(doctor, 1, at(10))
+    clinic.sign_in("Dora")
+    clinic.open("patients/1")
+    page = clinic.page
+    clinic.button("Book…").click()
+    page.get_by_label("Day", exact=True).fill(at(10)[:10])
+    page.get_by_label("Time", exact=True).fill("10:00")
+    reason = page.get_by_label("Reason")
+    reason.fill("Cough")
+    answers = Held(page, "**/appointment", "POST")
+    answers.after(lambda: clinic.button("Book").click())
+    reason.evaluate("(field) => field.focus()")
+    page.keyboard.type(" and fever")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    clinic.dialog().evaluate("(dialog) => dialog.querySelector('[aria-label=Close]').click()")
+    answers.let_go()
+    expect(clinic.dialog().get_by_role("alert")).to_contain_text("has appointment")  # the refusal is seen
+    expect(reason).to_have_value("Cough")
+    reason.fill("Cough and fever")
+    page.keyboard.press("Escape")
+    expect(clinic.dialog()).to_have_count(0)
+
+
+@on_one_engine
+def test_a_report_that_is_filed_late_leaves_the_view_that_is_shown_by_then(
+    app: Flask, doctor: Client, clinic: Clinic
+) -> None:
+    make_patient(doctor)
+    clinic.sign_in("Dora")
+    clinic.open("patients/1/report")
+    page = clinic.page
+    page.get_by_label("Diagnosis").fill("Fracture")
+    answers = Held(page, "**/reports", "POST")
+    answers.after(clinic.button("File the report").click)
+    page.get_by_role("link", name="Patients").click()
+    clinic.button("New patient…").click()
+    page.get_by_label("First name").fill("Baraka")
+    answers.let_go()
+    clinic.told("The report is filed.")
+    expect(page.get_by_label("First name")).to_have_value("Baraka")
+    expect(clinic.heading()).to_have_text("Patients")
+
+
+@on_one_engine
+def test_a_refusal_that_comes_after_its_view_is_gone_is_told(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    make_patient(doctor)
+    make_appointment(doctor, 1, hours_ago(0.1))
+    clinic.sign_in("Dora")
+    answers = Held(clinic.page, "**/appointment/1", "PATCH")
+    answers.after(clinic.button("Arrived: Amina Wanjiru").click)
+    doctor.patch("/appointment/1", {"reason": "Wrist"})
+    clinic.page.get_by_role("link", name="Statistics").click()
+    answers.let_go()
+    clinic.told("changed")
 
 
 @on_one_engine

@@ -55,7 +55,7 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
       await post("/appointment", { ...wish, status: undefined, patient_id: (made.current ?? patient).id });
       say(`Booked: ${name(made.current ?? patient)}, ${time(wish.appointment_datetime)}.`);
     }
-    onDone();
+    return onDone;
   });
   const locked = appointment && !mayChange(appointment);
   const people = is("doctor") ? [me()] : all.data ?? [];

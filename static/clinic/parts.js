@@ -51,19 +51,31 @@ export function usePages(load, deps) {
 export const More = ({ of, children }) => html`<${Wrong} error=${of.more.error} />
   ${of.next && html`<p class="actions"><button disabled=${of.more.busy} onClick=${of.more.submit}>${children}</button></p>`}`;
 
-// Runs `work(fields, form)` at a submit. `error` is the server's sentence, `errors` has those of the fields.
+// Runs `work(fields, form)` at a submit. `error` is the server's sentence, `errors` has those of the fields. What is being
+// sent cannot be changed meanwhile. `work` may return what to do next: it is not done if another view is shown by then.
 export function useSubmit(work) {
   const [state, set] = useState({ errors: {} });
-  const submit = async (event) => {
+  const gone = useRef(false);
+  useLayoutEffect(() => () => { gone.current = true; }, []);
+  const submit = async (event, part = event?.target?.closest?.("form, dialog, .card")) => {
     event?.preventDefault?.();
     if (state.busy) return;
     set({ busy: true, errors: {} });
+    const focused = document.activeElement;
+    if (part) part.inert = true;
+    const end = (then) => {
+      if (part) part.inert = false;
+      if (part && /^(BODY|DIALOG|MAIN)$/.test(document.activeElement?.tagName)) focused?.focus();
+      set(then);
+    };
     try {
-      await work(event?.target?.elements ? Object.fromEntries(new FormData(event.target)) : event, event?.target);
-      set({ errors: {} });
+      const next = await work(event?.target?.elements ? Object.fromEntries(new FormData(event.target)) : event, event?.target);
+      end({ errors: {} });
+      if (typeof next === "function" && !gone.current) next();
     } catch (error) {
-      if (!(error instanceof Problem)) { set({ errors: {} }); throw error; }
-      set({ error, errors: error.errors });
+      if (!(error instanceof Problem)) { end({ errors: {} }); throw error; }
+      end({ error, errors: error.errors });
+      if (gone.current) say(`Not done: ${error.message}`);
     }
   };
   return { ...state, submit, forget: () => set({ errors: {} }) };
@@ -106,9 +118,12 @@ export function Dialog({ title, onClose, wide, children }) {
     return () => shown.close(); // the focus goes back to where it was
   }, []);
   const id = useMemo(() => `d${++ids}`, []);
+  const sending = () => dialog.current.inert || dialog.current.querySelector("[inert]"); // the answer is still to be read
+  const close = () => sending() || onClose();
+  useEvent("keydown", (event) => event.key === "Escape" && sending() && event.preventDefault());
   return html`<dialog ref=${dialog} class=${wide ? "wide" : ""} aria-labelledby=${id}
-      onCancel=${(event) => { event.preventDefault(); onClose(); }}>
-    <header><h2 id=${id}>${title}</h2><button type="button" class="plain" aria-label="Close" onClick=${onClose}>✕</button></header>${children}</dialog>`;
+      onCancel=${(event) => { event.preventDefault(); close(); }}>
+    <header><h2 id=${id}>${title}</h2><button type="button" class="plain" aria-label="Close" onClick=${close}>✕</button></header>${children}</dialog>`;
 }
 
 export const PatientLine = ({ patient }) => html`<strong>${name(patient)}</strong>

@@ -16,8 +16,8 @@ const asShown = (field, value) => (TIMES.includes(field) ? time(value) : field =
 // What was typed beside what somebody else saved meanwhile; one chooses field by field.
 function Both({ typed, theirs, form }) {
   const differing = Object.keys(typed).filter((field) => typed[field] !== asTyped(theirs, field));
-  const keep = (fields) => form.submit({ chosen: Object.fromEntries(differing.filter((one) => fields[one] === "mine").map((one) => [one, typed[one]])), theirs });
-  return html`<form class="both" onSubmit=${(event) => { event.preventDefault(); keep(Object.fromEntries(new FormData(event.target))); }}>
+  const keep = (fields, part) => form.submit({ chosen: Object.fromEntries(differing.filter((one) => fields[one] === "mine").map((one) => [one, typed[one]])), theirs }, part);
+  return html`<form class="both" onSubmit=${(event) => { event.preventDefault(); keep(Object.fromEntries(new FormData(event.target)), event.target); }}>
     <p class="wrong" role="alert">Somebody else has changed this patient meanwhile. Nothing of yours is lost: choose what to keep.</p>
     <table class="rows"><thead><tr><th>Field</th><th>Yours</th><th>As it is now</th></tr></thead><tbody>
       ${differing.map((field) => html`<tr key=${field}><th scope="row">${LABELS[field]}</th>
@@ -36,11 +36,11 @@ function Edit({ patient, onDone, onClose }) {
     try {
       if (Object.keys(changed).length) await patch(`/patient/${patient.id}`, changed, base.version);
       say(Object.keys(changed).length ? `${name(patient)} is saved.` : "Nothing has changed.");
-      onDone();
+      return onDone;
     } catch (problem) {
       if (problem.status !== 412) throw problem;
       const mine = typed.chosen ?? Object.fromEntries(Object.entries(changed));
-      setConflict({ typed: mine, theirs: problem.body.current ?? (await get(`/patient/${patient.id}`)) });
+      return setConflict({ typed: mine, theirs: problem.body.current ?? (await get(`/patient/${patient.id}`)) });
     }
   });
   const field = (one, rest = {}) => html`<${Field} label=${LABELS[one]} name=${one} defaultValue=${asTyped(patient, one)} errors=${save.errors} ...${rest} />`;
@@ -90,7 +90,7 @@ function Duplicates({ patient, found, onMerged }) {
   const merge = useSubmit(async () => {
     const { body } = await post(`/patient/${patient.id}/merge`, { into: into.id });
     say(`Merged: ${count(body.moved.appointments, "appointment")} and ${count(body.moved.reports, "report")} moved to ${name(into)}.`);
-    go(`/patients/${into.id}`);
+    return () => go(`/patients/${into.id}`);
   });
   return html`<section class="card note"><h2>Possibly the same person</h2>
     <ul class="plainlist">${found.map(({ patient: other, reasons }) => html`<li key=${other.id}>
@@ -111,7 +111,7 @@ export function PatientPage({ id }) {
   const archive = useSubmit(async () => {
     await call("DELETE", `/patient/${id}`, { etag: `"${patient.data.version}"` });
     say(`${name(patient.data)} is archived.`);
-    go("/patients");
+    return () => go("/patients");
   });
   const close = () => setOpen({});
   const done = () => { close(); patient.reload(); course.reload(); };

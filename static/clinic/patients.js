@@ -12,7 +12,7 @@ export function NewPatient({ typed, onClose }) {
   const form = useSubmit(async (fields) => {
     const { body } = await post("/patients", fields);
     say(`${name(body)} is registered, MRN ${body.mrn}.`);
-    go(`/patients/${body.id}`);
+    return () => go(`/patients/${body.id}`);
   });
   return html`<${Dialog} title="New patient" onClose=${onClose}><form onSubmit=${form.submit}>
     <${NewPatientFields} errors=${form.errors} typed=${typed} /><div class="row"><${Choice} label="Sex" name="sex" options=${SEXES} errors=${form.errors} />

@@ -45,7 +45,6 @@ export function ReportPage({ patientId, reportId }) {
     setPictures((before) => before.filter((one) => one !== picture));
     setFaults(({ [picture.id]: gone, ...rest }) => rest);
   };
-  useEvent("paste", ({ clipboardData }) => mine && add(clipboardData.files), [mine]);
   const latest = useRef();
   latest.current = pictures;
   useLayoutEffect(() => () => latest.current.forEach(({ url }) => URL.revokeObjectURL(url)), []);
@@ -53,7 +52,7 @@ export function ReportPage({ patientId, reportId }) {
   const form = useSubmit(async ({ diagnosis }) => {
     const big = pictures.filter(({ file }) => file.size > LARGEST);
     setFaults(Object.fromEntries(big.map(({ id }) => [id, "Larger than 20 MB."])));
-    if (big.length) return;
+    if (big.length) return null;
     const body = new FormData();
     if (!reportId) body.append("patient_id", patientId);
     body.append("diagnosis", diagnosis);
@@ -64,7 +63,7 @@ export function ReportPage({ patientId, reportId }) {
       if (reportId) await call("PATCH", `/reports/${reportId}`, { ...options, etag: `"${report.version}"` });
       else await post("/reports", undefined, { ...options, content: [patientId, diagnosis, pictures.map(({ id }) => id)] });
       say(reportId ? "The report is saved." : "The report is filed.");
-      go(`/patients/${report.patient.id}`);
+      return () => go(`/patients/${report.patient.id}`);
     } catch (problem) {
       const told = new Map((problem.errors.images ?? []).map((text) => [Number(/\d+/.exec(text)), text.slice(text.indexOf(": ") + 1).trim()]));
       const found = pictures.map(({ id }, index) => [id, told.get(index + 1)]).filter(([, text]) => text);
@@ -73,12 +72,13 @@ export function ReportPage({ patientId, reportId }) {
       throw problem;
     } finally { setLoaded(null); }
   });
+  useEvent("paste", ({ clipboardData }) => mine && !form.busy && add(clipboardData.files), [mine, form.busy]);
   const dropFaulty = () => pictures.filter(({ id }) => faults[id]).forEach(remove);
   const removeImage = useSubmit(async (image) => { await call("DELETE", `/reports/${reportId}/images/${image.id}`); await page.reload(); });
   const archive = useSubmit(async () => {
     await call("DELETE", `/reports/${reportId}`, { etag: `"${report.version}"` });
     say("The report is archived.");
-    go(`/patients/${report.patient.id}`);
+    return () => go(`/patients/${report.patient.id}`);
   });
   const sent = loaded === null ? [] : shares(pictures, loaded);
   return html`<${Loaded} of=${page}>${report && html`

@@ -92,7 +92,7 @@ function NewAbsence({ user, onDone, onClose }) {
     if (repairs && !plan) return setPlan((await call("POST", `${path}?dry_run=true`, { json })).body);
     const { body } = await post(path, json);
     say(`The absence is saved. ${count(body.handed_over.length, "appointment")} handed over, ${body.cancelled.length} cancelled.`);
-    onDone();
+    return onDone;
   });
   const conflicts = form.error?.body.conflicts;
   return html`<${Dialog} title=${`Absence of ${name(user)}`} wide onClose=${onClose}><form onSubmit=${form.submit} onInput=${typed}>
