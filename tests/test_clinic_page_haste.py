@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from browser import Clinic
 from client import Client
-from factories import hours_ago, make_appointment, make_patient, many_patients
+from factories import hours_ago, make_appointment, make_patient, make_report, many_patients
 from flask import Flask
 from playwright.sync_api import Page, Route, expect
 
@@ -238,6 +238,22 @@ def test_a_refusal_that_comes_after_its_view_is_gone_is_told(app: Flask, doctor:
 
 
 @on_one_engine
+def test_a_report_that_is_loaded_again_keeps_what_is_typed_and_writes_over_nobody(
+    app: Flask, admin: Client, doctor: Client, clinic: Clinic
+) -> None:
+    report = make_report(doctor, make_patient(doctor)["id"], diagnosis="Fracture")["id"]
+    clinic.sign_in("Dora")
+    clinic.open(f"reports/{report}")
+    text = clinic.page.get_by_label("Diagnosis")
+    text.fill("Fracture of the wrist")
+    sign_out_and_in(clinic, lambda: admin.patch(f"/reports/{report}", {"diagnosis": "Sprain"}), f"/reports/{report}")
+    expect(text).to_have_value("Fracture of the wrist")
+    clinic.button("Save").click()
+    expect(clinic.page.get_by_role("alert").filter(has_text="changed")).to_be_visible()
+    assert doctor.get(f"/reports/{report}").json["diagnosis"] == "Sprain"
+
+
+@on_one_engine
 def test_a_view_that_cannot_be_loaded_again_keeps_what_is_typed(app: Flask, doctor: Client, clinic: Clinic) -> None:
     make_patient(doctor)
     clinic.sign_in("Dora")
@@ -250,3 +266,24 @@ def test_a_view_that_cannot_be_loaded_again_keeps_what_is_typed(app: Flask, doct
     expect(clinic.page.get_by_text("The server is busy.")).to_be_visible()
     clinic.faults = [fault for fault in clinic.faults if "503" not in fault]
     expect(text).to_have_value("A long text")
+
+
+@on_one_engine
+def test_hours_that_are_loaded_again_write_over_nobody(
+    app: Flask, admin: Client, doctor: Client, clinic: Clinic
+) -> None:
+    clinic.sign_in("Dora")
+    path = f"/user/{doctor.user['id']}/hours"
+    clinic.open(f"staff/{doctor.user['id']}")
+    clinic.button("Add hours on Monday").click()
+    clinic.page.get_by_label("Last name").fill("Kamau")
+
+    def meanwhile() -> None:
+        admin.send("PUT", path, [{"weekday": "tue", "from": "09:00", "to": "12:00"}])
+        admin.patch(f"/user/{doctor.user['id']}", {"first_name": "Dorothea"})
+
+    sign_out_and_in(clinic, meanwhile, path)
+    expect(clinic.page.get_by_label("Last name")).to_have_value("Kamau")
+    clinic.button("Save the hours").click()
+    expect(clinic.page.get_by_role("alert").filter(has_text="changed")).to_be_visible()
+    assert [span["weekday"] for span in doctor.get(path).json] == ["tue"]

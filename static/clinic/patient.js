@@ -26,7 +26,8 @@ function Both({ typed, theirs, form }) {
       </tr>`)}</tbody></table>${!differing.length && html`<p>Both say the same.</p>`}<p class="actions"><${Send} of=${form}>Save what is chosen<//></p></form>`;
 }
 
-function Edit({ patient, onDone, onClose }) {
+function Edit({ patient: given, onDone, onClose }) {
+  const [patient] = useState(given); // as it was when the edit began: it may be loaded again meanwhile
   const [conflict, setConflict] = useState(null);
   const fields = Object.keys(LABELS).filter((field) => is("doctor", "admin") || !["diagnosis", "doctor_summary"].includes(field));
   const save = useSubmit(async (typed) => {

@@ -37,6 +37,8 @@ export function ReportPage({ patientId, reportId }) {
   const input = useRef();
   const page = useLoad(async () => (reportId ? (await get(`/reports/${reportId}`)) : { patient: await get(`/patient/${patientId}`), images: [] }), [reportId, patientId]);
   const report = page.data;
+  const base = useRef(); // what the text began with: the report may be loaded again meanwhile
+  if (report && (!base.current || base.current.diagnosis === report.diagnosis)) base.current = report;
   const mine = !reportId || (report && mayChange(report));
 
   const add = (files) => setPictures((before) => [...before, ...[...files].map((file) => ({ id: ++serial, file, url: URL.createObjectURL(file) }))]);
@@ -60,7 +62,7 @@ export function ReportPage({ patientId, reportId }) {
     const options = { form: body, onprogress: (sent, total) => setLoaded(Math.max(0, sent - (total - pictures.reduce((sum, { file }) => sum + file.size, 0)))) };
     try {
       setLoaded(0);
-      if (reportId) await call("PATCH", `/reports/${reportId}`, { ...options, etag: `"${report.version}"` });
+      if (reportId) await call("PATCH", `/reports/${reportId}`, { ...options, etag: `"${base.current.version}"` });
       else await post("/reports", undefined, { ...options, content: [patientId, diagnosis, pictures.map(({ id }) => id)] });
       say(reportId ? "The report is saved." : "The report is filed.");
       return () => go(`/patients/${report.patient.id}`);
@@ -69,6 +71,10 @@ export function ReportPage({ patientId, reportId }) {
       const found = pictures.map(({ id }, index) => [id, told.get(index + 1)]).filter(([, text]) => text);
       setFaults(Object.fromEntries(found));
       if (found.length) problem.message = `Nothing was saved: ${count(found.length, "picture")} cannot be taken. Remove what is marked, and file the rest.`;
+      if (problem.status === 412 && problem.body.current) {
+        base.current = problem.body.current;
+        problem.message += ` Its text is now: “${base.current.diagnosis ?? ""}”. Save once more to replace it by yours.`;
+      }
       throw problem;
     } finally { setLoaded(null); }
   });

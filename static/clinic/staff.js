@@ -30,12 +30,14 @@ export function Staff() {
       <${NewAccount} roles=${ROLES} submit="Make the account" onDone=${(user) => { setAdding(false); forgetDoctors(); say(`${name(user)} has an account.`); list.reload(); }} /><//>`}`;
 }
 
-function Rights({ user, onDone }) {
+function Rights({ user: given, onDone }) {
+  const [user, setUser] = useState(given); // as it was when the edit began: it may be loaded again meanwhile
   const form = useSubmit(async (fields) => {
     const { keep_appointments, ...wish } = fields;
-    await patch(`/user/${user.id}`, { ...wish, ...(wish.is_active && { is_active: wish.is_active === "true" }), ...(keep_appointments && { keep_appointments: true }) }, user.version);
+    const { body } = await patch(`/user/${user.id}`, { ...wish, ...(wish.is_active && { is_active: wish.is_active === "true" }), ...(keep_appointments && { keep_appointments: true }) }, user.version);
     forgetDoctors();
-    say(`${name(user)} is saved.`);
+    setUser(body);
+    say(`${name(body)} is saved.`);
     await onDone();
   });
   return html`<form class="card" onSubmit=${form.submit}><h2>Account</h2>
@@ -49,12 +51,13 @@ function Rights({ user, onDone }) {
 }
 
 function Hours({ user, may, loaded }) {
-  const [spans, setSpans] = useState(null);
-  const shown = spans ?? loaded.data.body;
+  const [edited, edit] = useState(null); // and the version that it began with: it may be loaded again meanwhile
+  const shown = edited?.spans ?? loaded.data.body;
+  const setSpans = (spans) => edit({ spans, etag: edited?.etag ?? loaded.data.etag });
   const save = useSubmit(async () => {
-    await call("PUT", `/user/${user.id}/hours`, { json: shown, etag: loaded.data.etag });
+    await call("PUT", `/user/${user.id}/hours`, { json: shown, etag: edited.etag });
     say("The working hours are saved.");
-    setSpans(null);
+    edit(null);
     await loaded.reload();
   });
   const change = (index, fields) => setSpans(shown.map((one, each) => (each === index ? { ...one, ...fields } : one)));
@@ -69,8 +72,8 @@ function Hours({ user, may, loaded }) {
         : `${one.from}–${one.to}`}</span>`)}
       ${may && html`<button class="plain" aria-label=${`Add hours on ${DAYS[day]}`} onClick=${() => add(day)}>+</button>`}
       ${!may && !shown.some((one) => one.weekday === day) && html`<span class="quiet">–</span>`}</div></div>`)}</div><${Wrong} error=${save.error} />
-    ${may && html`<p class="actions">${spans && html`<button onClick=${() => { setSpans(null); save.forget(); }}>As before</button>`}
-      <${Send} of=${save} disabled=${!spans || save.busy} onClick=${save.submit}>Save the hours<//></p>`}</section>`;
+    ${may && html`<p class="actions">${edited && html`<button onClick=${() => { edit(null); save.forget(); }}>As before</button>`}
+      <${Send} of=${save} disabled=${!edited || save.busy} onClick=${save.submit}>Save the hours<//></p>`}</section>`;
 }
 
 const Brief = ({ of }) => html`${time(of.appointment_datetime)}, ${of.patient_name}`;
@@ -135,7 +138,7 @@ export function StaffMember({ id }) {
       <div class="tools"><a class="button" href=${`#/calendar?of=${id}`}>Calendar</a></div></div><div class="columns even">
       ${user.role !== "receptionist" && html`<div><${Loaded} of=${hours}>${hours.data && html`<${Hours} user=${user} may=${may} loaded=${hours} />`}<//></div>
         <div><${Loaded} of=${absences}>${absences.data && html`<${Absences} user=${user} may=${may} loaded=${absences} onNew=${() => setAdding(true)} />`}<//></div>`}
-      ${(own || is("admin")) && html`<div><${Rights} key=${user.version} user=${user} onDone=${loaded.reload} /></div>`}</div>
+      ${(own || is("admin")) && html`<div><${Rights} user=${user} onDone=${loaded.reload} /></div>`}</div>
     ${adding && html`<${NewAbsence} user=${user} onClose=${() => setAdding(false)} onDone=${() => { setAdding(false); absences.reload(); }} />`}`}<//>`;
 }
 
