@@ -238,6 +238,27 @@ def test_a_refusal_that_comes_after_its_view_is_gone_is_told(app: Flask, doctor:
 
 
 @on_one_engine
+def test_what_is_typed_in_a_dialog_outlives_the_login_and_meets_what_others_saved(
+    app: Flask, admin: Client, doctor: Client, clinic: Clinic
+) -> None:
+    make_patient(doctor)
+    clinic.sign_in("Dora")
+    clinic.open("patients/1")
+    clinic.button("Edit").click()
+    dialog = clinic.dialog().filter(has_text="Edit Amina")
+    dialog.get_by_label("Diagnosis").fill("Malaria")
+    dialog.get_by_label("State").select_option("Critical")
+    sign_out_and_in(
+        clinic, lambda: admin.patch("/patient/1", {"diagnosis": "Typhoid", "status": "admitted"}), "/patient/1"
+    )
+    expect(dialog.get_by_label("Diagnosis")).to_have_value("Malaria")
+    expect(dialog.get_by_label("State")).to_have_value("critical")
+    clinic.button("Save").click()
+    expect(clinic.page.get_by_text("Somebody else has changed this patient meanwhile.")).to_be_visible()
+    expect(clinic.page.get_by_role("row").filter(has_text="Diagnosis")).to_contain_text("Typhoid")
+
+
+@on_one_engine
 def test_a_report_that_is_loaded_again_keeps_what_is_typed_and_writes_over_nobody(
     app: Flask, admin: Client, doctor: Client, clinic: Clinic
 ) -> None:

@@ -47,6 +47,13 @@ function Connection() {
   return html`<div role="alert">${away && html`<p class="away">The server does not answer. What you typed stays here. Trying again…</p>`}</div>`;
 }
 
+function Over({ children }) { // a dialog that cannot be closed: one of the view may be open below
+  const dialog = useRef();
+  useLayoutEffect(() => { const shown = dialog.current; shown.showModal(); return () => shown.close(); }, []);
+  useEvent("keydown", (event) => event.key === "Escape" && event.preventDefault(), []);
+  return html`<dialog ref=${dialog} class="over" aria-label="Sign in" onCancel=${(event) => event.preventDefault()}>${children}</dialog>`;
+}
+
 function Page({ before }) {
   const [here, setHere] = useState(place());
   const [user, setUser] = useState(me().id ? me() : null);
@@ -74,7 +81,7 @@ function Page({ before }) {
           <a href="#/account" aria-current=${here.view === "account" ? "page" : undefined}>${name(user)}<small>${word(user.role)}</small></a>
           <button onClick=${leave}>Sign out</button></div></header>
       <main ref=${main} tabindex="-1" key=${`${user.id} ${here.path}`}><${Connection} /><${View} ...${here} /></main><${Notes} /></div>
-    ${why && html`<div class="over"><${SignInPage} why=${why} lastEmail=${user.email} /></div>`}`;
+    ${why && html`<${Over}><${SignInPage} why=${why} lastEmail=${user.email} /><//>`}`;
 }
 
 const before = goOn();
