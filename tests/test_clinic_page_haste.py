@@ -238,6 +238,30 @@ def test_a_refusal_that_comes_after_its_view_is_gone_is_told(app: Flask, doctor:
 
 
 @on_one_engine
+def test_what_is_dragged_while_the_calendar_changes_stays(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    moved = make_appointment(doctor, make_patient(doctor)["id"], at(10))
+    page = clinic.page
+    page.set_viewport_size({"width": 1280, "height": 1400})
+    clinic.sign_in("Dora")
+    clinic.open(f"calendar?on={at(0)[:10]}")
+    box = page.locator("button.event").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 20, box["y"] + 8)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 20, box["y"] + 80, steps=3)
+    expect(page.locator(".ghost")).to_be_visible()
+    page.evaluate(f"location.hash = '#/calendar?on={at(0, 10)[:10]}'")
+    expect(page.locator("button.event")).to_have_count(0)
+    clinic.settle()
+    clinic.answers()
+    page.mouse.move(box["x"] + 20, box["y"] + 120, steps=3)
+    page.mouse.up()
+    page.evaluate("new Promise((then) => setTimeout(then))")
+    assert clinic.answers() == []
+    assert doctor.get(f"/appointment/{moved['id']}").json["version"] == moved["version"]
+
+
+@on_one_engine
 def test_what_is_typed_in_a_dialog_outlives_the_login_and_meets_what_others_saved(
     app: Flask, admin: Client, doctor: Client, clinic: Clinic
 ) -> None:

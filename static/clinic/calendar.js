@@ -100,10 +100,12 @@ export function Calendar({ parameters }) {
   const [refused, setRefused] = useState(null);
   const grid = useRef();
   const released = useRef();
+  const latest = useRef();
   const [asked, ask] = useState(!whose); // the choice of doctors is loaded once it is wanted
   const people = useLoad(() => (asked || !whose ? doctors() : Promise.resolve([])), [asked || !whose]);
   const shown = useLoad(() => (whose ? week(Number(whose), monday(day)) : sideBySide(day)), [whose, whose ? monday(day) : day]);
   const columns = (shown.data ?? []).filter(({ key }) => !hidden.includes(key));
+  latest.current = shown.data;
   const title = whose === own ? name(me()) : columns.flatMap(({ appointments }) => appointments)[0]?.doctor_name ?? "This doctor";
   useLayoutEffect(() => { // on a narrow screen the week begins with today
     const lane = grid.current?.querySelector(".lane.today");
@@ -117,10 +119,12 @@ export function Calendar({ parameters }) {
     ...(column.closed.length ? outside(column.closed).flat() : [])]).filter((one) => one >= 0 && one <= DAY);
   const range = [Math.floor(Math.min(8 * 60, ...used) / 60), Math.ceil(Math.max(17 * 60, ...used) / 60)];
 
-  const move = async ({ one, column, minutes }) => {
+  const move = async (dragged) => {
+    const { one, column, minutes } = dragged;
+    const drop = () => setDrag((now_) => (now_ === dragged ? null : now_)); // else the next one is being dragged
     const target = columns.find(({ key }) => key === column);
     const wish = { appointment_datetime: `${target.day}T${clock(minutes)}`, user_id: target.doctor };
-    if (wish.appointment_datetime === one.appointment_datetime.slice(0, 16) && wish.user_id === one.user_id) return setDrag(null);
+    if (wish.appointment_datetime === one.appointment_datetime.slice(0, 16) && wish.user_id === one.user_id) return drop();
     try {
       await patch(`/appointment/${one.id}`, wish, one.version);
       say(`${one.patient_name} is moved to ${time(wish.appointment_datetime)}.`);
@@ -130,16 +134,19 @@ export function Calendar({ parameters }) {
       setRefused({ error, one });
       if (error.status === 412) await shown.reload();
     }
-    setDrag(null);
+    drop();
   };
 
-  // Follows the mouse from the press to the release. A press without a way opens the appointment.
+  // Follows the mouse from the press to the release. A press without a way opens the appointment. Where other columns are
+  // shown by then, the mouse is over another time than it was: nothing moves.
   const grab = (event, one) => {
     if (event.type === "click") return setOpen({ appointment: one }); // by the keyboard
     if (event.button !== 0) return;
     const start = { x: event.clientX, y: event.clientY, grip: event.clientY - event.currentTarget.getBoundingClientRect().top };
     let now_ = { one, moved: false };
+    const begun = shown.data;
     const follow = ({ clientX, clientY }) => {
+      if (latest.current !== begun) return;
       if (!now_.moved && Math.hypot(clientX - start.x, clientY - start.y) < 5) return;
       if (!mayChange(one) || event.pointerType === "touch") return;
       const cells = [...grid.current.querySelectorAll(".column")];
@@ -151,18 +158,20 @@ export function Calendar({ parameters }) {
     };
     const stop = (last) => {
       for (const [name_, listener] of Object.entries(ways)) removeEventListener(name_, listener);
-      if (last.type === "keydown" || last.type === "pointercancel") setDrag(null);
-      else if (!now_.moved) setOpen({ appointment: one });
-      else {
-        move(now_);
+      if (now_.moved) {
         released.current = true; // the browser sends a click after the release, to the column
         setTimeout(() => { released.current = false; });
       }
+      if (last.type === "keydown" || last.type === "pointercancel" || (now_.moved && latest.current !== begun)) setDrag(null);
+      else if (!now_.moved) setOpen({ appointment: one });
+      else move(now_);
     };
     const ways = { pointermove: follow, pointerup: stop, pointercancel: stop, keydown: (key) => key.key === "Escape" && stop(key) };
     setRefused(null);
     for (const [name_, listener] of Object.entries(ways)) addEventListener(name_, listener);
   };
+  // As it was loaded after the refusal: somebody else may have moved it.
+  const stays = refused && (columns.flatMap(({ appointments }) => appointments).find(({ id }) => id === refused.one.id) ?? refused.one);
   const names = new Map((people.data ?? []).map((one) => [String(one.id), name(one)]));
   return html`<div class="head"><div><h1>Calendar</h1><p class="quiet">${whose ? `${shortDay(monday(day))} – ${shortDay(plusDays(monday(day), 6))} ${plusDays(monday(day), 6).slice(0, 4)}` : niceDay(day)}</p></div>
       <div class="tools">
@@ -173,8 +182,8 @@ export function Calendar({ parameters }) {
         <button class="main" onClick=${() => setOpen({ doctor: Number(whose) || undefined })}>Book…</button></div></div>
     ${!whose && names.size > 1 && html`<div class="chips" role="group" aria-label="Doctors shown">${[...names].map(([id, one]) => html`<${Tick} key=${id} label=${one}
       checked=${!hidden.includes(Number(id))} onChange=${(event) => setHidden(event.target.checked ? hidden.filter((key) => key !== Number(id)) : [...hidden, Number(id)])} />`)}</div>`}
-    ${refused && html`<div class="refused"><${Wrong} error=${refused.error} /><p>${refused.one.patient_name} stays at ${time(refused.one.appointment_datetime)}.
-      <button onClick=${() => setOpen({ appointment: refused.one })}>Choose another time…</button> <button onClick=${() => setRefused(null)}>Close</button></p></div>`}
+    ${refused && html`<div class="refused"><${Wrong} error=${refused.error} /><p>${stays.patient_name} stays at ${time(stays.appointment_datetime)}.
+      <button onClick=${() => setOpen({ appointment: stays })}>Choose another time…</button> <button onClick=${() => setRefused(null)}>Close</button></p></div>`}
     <${Loaded} of=${shown}><div class="calendar" ref=${grid} role="region" aria-label="Calendar" tabindex="0">
         <div class="axis"><div class="title"></div><div class="hours" style=${{ height: `${(range[1] - range[0]) * 60 * SCALE}px` }}>
           ${Array.from({ length: range[1] - range[0] }, (_, index) => html`<span key=${index} style=${{ top: `${index * 60 * SCALE}px` }}>${clock((range[0] + index) * 60)}</span>`)}</div></div>
