@@ -107,6 +107,30 @@ def test_the_calendar_never_shows_another_doctor_than_it_says(
 
 
 @on_one_engine
+def test_the_doctor_of_a_day_stays_chosen_on_another(
+    app: Flask, doctor: Client, receptionist: Client, clinic: Clinic
+) -> None:
+    make_appointment(doctor, make_patient(doctor)["id"], at(10))
+    clinic.sign_in("Rosa")
+    clinic.open(f"today?on={at(0)[:10]}")
+    doctors = clinic.page.get_by_label("Doctor")
+    doctors.select_option("Dora Otieno")
+    clinic.button("The next day").click()
+    expect(clinic.page.get_by_text("0 appointments")).to_be_visible()
+    assert doctors.locator("option:checked").inner_text() == "Dora Otieno"
+
+
+@on_one_engine
+def test_an_appointment_names_its_own_doctor(app: Flask, doctor: Client, other_doctor: Client, clinic: Clinic) -> None:
+    make_appointment(other_doctor, make_patient(doctor)["id"], at(10))
+    clinic.sign_in("Dora")
+    clinic.open(f"today?on={at(0)[:10]}")
+    clinic.page.get_by_label("Doctor").select_option("")
+    clinic.page.get_by_role("button", name="Details: Amina Wanjiru").click()
+    expect(clinic.dialog().get_by_label("Doctor").locator("option:checked")).to_have_text("Otto Otieno")
+
+
+@on_one_engine
 def test_free_times_are_those_of_the_doctor_who_is_chosen(
     app: Flask, doctor: Client, other_doctor: Client, receptionist: Client, clinic: Clinic
 ) -> None:

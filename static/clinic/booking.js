@@ -58,7 +58,8 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
     return onDone;
   });
   const locked = appointment && !mayChange(appointment);
-  const people = is("doctor") ? [me()] : all.data ?? [];
+  const people = new Map((is("doctor") ? [me()] : all.data ?? []).map((one) => [one.id, name(one)]));
+  if (people.size && appointment) people.set(appointment.user_id, appointment.doctor_name); // who may be another's, or inactive
   const refusal = form.error?.code;
   const past = `${when.day}T${when.time || "23:59"}` < now();
   return html`<${Dialog} title=${appointment ? "Appointment" : "Book an appointment"} onClose=${onClose}>
@@ -68,9 +69,9 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
       ${!patient && newcomer === null && html`<${PatientPicker} onPick=${setPatient} onNew=${setNewcomer} />`}
       ${!patient && newcomer !== null && html`<${NewPatientFields} errors=${form.errors} typed=${newcomer} />
         <button type="button" class="link" onClick=${() => setNewcomer(null)}>Search instead</button>`}<fieldset disabled=${locked}>
-        ${people.length || !appointment ? html`<${Choice} label="Doctor" name="user_id" required value=${doctor} errors=${form.errors}
+        ${people.size || !appointment ? html`<${Choice} label="Doctor" name="user_id" required value=${doctor} errors=${form.errors}
           onChange=${(event) => setDoctor(Number(event.target.value))}
-          options=${[...(doctor ? [] : [["", "Choose…"]]), ...people.map((one) => [one.id, name(one)])]} />` : null}
+          options=${[...(doctor ? [] : [["", "Choose…"]]), ...people]} />` : null}
         <div class="row"><${Field} label="Day" name="day" type="date" required value=${when.day} errors=${form.errors}
             onInput=${(event) => setWhen({ ...when, day: event.target.value })} />
           <${Field} label="Time" name="appointment_datetime" type="time" required value=${when.time} errors=${form.errors}

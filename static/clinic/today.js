@@ -2,7 +2,7 @@
 import { get, is, mayChange, me, patch } from "./api.js";
 import { age, dayOf, ends, hour, minutesOf, niceDay, now, plusDays, today } from "./clock.js";
 import { Booking } from "./booking.js";
-import { Choice, Empty, Loaded, State, Wrong, count, go, html, name, useLoad, useState, useSubmit } from "./parts.js";
+import { Choice, Empty, Loaded, State, Wrong, count, go, html, name, useLoad, useRef, useState, useSubmit } from "./parts.js";
 
 const TO_COME = ["pending", "scheduled", "confirmed"];
 const HOLDING = [...TO_COME, "checked_in"];
@@ -46,7 +46,8 @@ export function Today({ parameters }) {
     get("/slots", { user_id: whose, from: day, to: day, minutes: 15, limit: 500 })), [day, whose]);
   const all = list.data ?? [];
   const shown = all.filter((one) => !whose || String(one.user_id) === whose);
-  const people = new Map([...all.map((one) => [one.user_id, one.doctor_name]), ...(is("doctor") ? [[me().id, name(me())]] : [])]);
+  const people = useRef(new Map(is("doctor") ? [[me().id, name(me())]] : [])).current; // of any day: the one who is chosen stays
+  all.forEach((one) => people.set(one.user_id, one.doctor_name));
   const reload = () => Promise.all([list.reload(), free.reload()]);
   const waiting = shown.filter((one) => one.status === "checked_in");
   const next = waiting[0] ?? (day === today() ? shown.find((one) => TO_COME.includes(one.status) && ends(one) > now()) : null);
