@@ -121,6 +121,16 @@ def test_the_doctor_of_a_day_stays_chosen_on_another(
 
 
 @on_one_engine
+def test_a_booking_begins_with_the_day_that_is_shown(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    clinic.sign_in("Dora")
+    for view in ("today", "calendar"):
+        clinic.open(f"{view}?on={at(0)[:10]}")
+        clinic.button("Book…").click()
+        expect(clinic.page.get_by_label("Day", exact=True)).to_have_value(at(0)[:10])
+        clinic.button("Close").click()
+
+
+@on_one_engine
 def test_an_appointment_names_its_own_doctor(app: Flask, doctor: Client, other_doctor: Client, clinic: Clinic) -> None:
     make_appointment(other_doctor, make_patient(doctor)["id"], at(10))
     clinic.sign_in("Dora")

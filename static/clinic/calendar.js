@@ -179,7 +179,7 @@ export function Calendar({ parameters }) {
           options=${[["", "All, side by side"], ...names, ...(whose && !names.has(whose) ? [[whose, title]] : [])]} />
         <span class="group"><button onClick=${() => to({ on: plusDays(day, -by) })} aria-label="Earlier">‹</button>
           <button onClick=${() => to({ on: today() })}>Today</button><button onClick=${() => to({ on: plusDays(day, by) })} aria-label="Later">›</button></span>
-        <button class="main" onClick=${() => setOpen({ doctor: Number(whose) || undefined })}>Book…</button></div></div>
+        <button class="main" onClick=${() => setOpen({ doctor: Number(whose) || undefined, at: day > today() ? day : "" })}>Book…</button></div></div>
     ${!whose && names.size > 1 && html`<div class="chips" role="group" aria-label="Doctors shown">${[...names].map(([id, one]) => html`<${Tick} key=${id} label=${one}
       checked=${!hidden.includes(Number(id))} onChange=${(event) => setHidden(event.target.checked ? hidden.filter((key) => key !== Number(id)) : [...hidden, Number(id)])} />`)}</div>`}
     ${refused && html`<div class="refused"><${Wrong} error=${refused.error} /><p>${stays.patient_name} stays at ${time(stays.appointment_datetime)}.

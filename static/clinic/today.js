@@ -77,6 +77,6 @@ export function Today({ parameters }) {
     ${!whose && free.data?.length > 0 && html`<section><h2>Free now</h2><div class="chips">
       ${[...gaps(free.data).reduce((first, gap) => (first.has(gap.user_id) ? first : first.set(gap.user_id, gap)), new Map()).values()].map((gap) => html`
         <button key=${gap.user_id} onClick=${() => setOpen({ doctor: gap.user_id, at: gap.from })}>${gap.doctor_name}: ${hour(gap.from)}–${hour(gap.to)}</button>`)}
-    </div></section>`}${open && html`<${Booking} ...${open} at=${open.at?.length > 10 ? open.at : undefined} onClose=${() => setOpen(null)}
+    </div></section>`}${open && html`<${Booking} ...${open} onClose=${() => setOpen(null)}
       onDone=${() => { setOpen(null); reload(); }} />`}`;
 }
