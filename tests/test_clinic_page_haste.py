@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from browser import Clinic
 from client import Client
-from factories import hours_ago, make_appointment, make_patient, make_report, many_patients
+from factories import hours_ago, make_appointment, make_patient, make_report, many_patients, picture
 from flask import Flask
 from playwright.sync_api import Page, Route, expect
 
@@ -366,3 +366,20 @@ def test_hours_that_are_loaded_again_write_over_nobody(
     clinic.button("Save the hours").click()
     expect(clinic.page.get_by_role("alert").filter(has_text="changed")).to_be_visible()
     assert [span["weekday"] for span in doctor.get(path).json] == ["tue"]
+
+
+@on_one_engine
+def test_a_picture_that_is_taken_away_leaves_the_one_that_is_looked_at(
+    app: Flask, doctor: Client, clinic: Clinic
+) -> None:
+    report = make_report(doctor, make_patient(doctor)["id"], picture(), picture(colour="red"))["id"]
+    clinic.sign_in("Dora")
+    clinic.open(f"reports/{report}")
+    answers = Held(clinic.page, "**/reports/*/images/*", "DELETE")
+    answers.after(clinic.button("Take this picture away").first.click)
+    clinic.button("Open picture 2 of 2").click()
+    shown = clinic.dialog().get_by_role("img").get_attribute("src")
+    with clinic.page.expect_response(f"**/reports/{report}"):
+        answers.let_go()
+    clinic.page.wait_for_load_state("networkidle")
+    assert clinic.dialog().get_by_role("img").get_attribute("src") == shown

@@ -32,7 +32,7 @@ export function ReportPage({ patientId, reportId }) {
   const [pictures, setPictures] = useState([]);
   const [loaded, setLoaded] = useState(null);
   const [faults, setFaults] = useState({});
-  const [large, setLarge] = useState(null);
+  const [large, setLarge] = useState(null); // the pictures as they were, and which: one may be taken away meanwhile
   const [over, setOver] = useState(false);
   const input = useRef();
   const page = useLoad(async () => (reportId ? (await get(`/reports/${reportId}`)) : { patient: await get(`/patient/${patientId}`), images: [] }), [reportId, patientId]);
@@ -91,7 +91,7 @@ export function ReportPage({ patientId, reportId }) {
     <div class="head"><div><h1>${reportId ? "Report" : "New report"}</h1>
       <p class="quiet"><a href=${`#/patients/${report.patient.id}`}>${name(report.patient)}</a> · MRN ${report.patient.mrn}${reportId && ` · ${report.doctor_name}, ${time(report.created_at)}`}</p></div>
       ${reportId && mine && html`<div class="tools"><button disabled=${archive.busy} onClick=${archive.submit}>Archive</button></div>`}</div>
-    <${Wrong} error=${archive.error} />${report.images.length > 0 && html`<${Thumbnails} images=${report.images} onOpen=${(at) => setLarge(at)}>
+    <${Wrong} error=${archive.error} />${report.images.length > 0 && html`<${Thumbnails} images=${report.images} onOpen=${(at) => setLarge({ images: report.images, at })}>
       ${(image) => mine && html`<button class="plain remove" aria-label="Take this picture away" disabled=${removeImage.busy} onClick=${() => removeImage.submit(image)}>✕</button>`}<//>
       <${Wrong} error=${removeImage.error} />`}${mine ? html`<form class="report" onSubmit=${form.submit}>
       <${Field} label="Diagnosis" name="diagnosis" as="textarea" rows="6" maxlength="20000" defaultValue=${report.diagnosis ?? ""} errors=${form.errors} autofocus />
@@ -107,5 +107,5 @@ export function ReportPage({ patientId, reportId }) {
         <span class="quiet">${pictures.length > 0 && `${count(pictures.length, "picture")}, ${size(pictures.reduce((sum, { file }) => sum + file.size, 0))}`}</span>
         <${Send} of=${form} disabled=${form.busy || pictures.length > MOST}>${reportId ? "Save" : "File the report"}<//></p>
     </form>` : html`<p class="prose">${report.diagnosis}</p>`}
-    ${large !== null && html`<${Lightbox} images=${report.images} at=${large} onClose=${() => setLarge(null)} />`}`}<//>`;
+    ${large && html`<${Lightbox} ...${large} onClose=${() => setLarge(null)} />`}`}<//>`;
 }
