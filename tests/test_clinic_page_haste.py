@@ -296,6 +296,22 @@ def test_what_is_dragged_while_the_calendar_changes_stays(app: Flask, doctor: Cl
 
 
 @on_one_engine
+def test_a_double_click_takes_one_step(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    make_appointment(doctor, make_patient(doctor)["id"], hours_ago(0.1))
+    clinic.sign_in("Dora")
+    box = clinic.button("Arrived: Amina Wanjiru").bounding_box()
+    assert box
+    place = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    clinic.page.mouse.click(*place)
+    expect(clinic.button("Done: Amina Wanjiru")).to_be_visible()
+    clinic.settle()
+    clinic.page.mouse.down(click_count=2)
+    clinic.page.mouse.up(click_count=2)
+    clinic.settle()
+    assert doctor.get("/appointment/1").json["status"] == "checked_in"
+
+
+@on_one_engine
 def test_what_is_typed_in_a_dialog_outlives_the_login_and_meets_what_others_saved(
     app: Flask, admin: Client, doctor: Client, clinic: Clinic
 ) -> None:

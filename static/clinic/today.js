@@ -18,7 +18,7 @@ export const gaps = (slots) => slots.reduce((found, { user_id, doctor_name, star
 function Row({ appointment: one, onOpen, onDone, withDoctor, next }) {
   const move = useSubmit(async (status) => { await patch(`/appointment/${one.id}`, { status }, one.version); await onDone(); });
   const begun = dayOf(one.appointment_datetime) <= today();
-  const step = (status, label, kind = "") => html`<button class=${kind} disabled=${move.busy} onClick=${() => move.submit(status)}
+  const step = (status, label, kind = "") => html`<button class=${kind} disabled=${move.busy} onClick=${(event) => event.detail < 2 && move.submit(status)}
     aria-label=${`${label}: ${one.patient_name}`}>${label}</button>`;
   return html`<li class=${`entry ${HOLDING.includes(one.status) ? "" : "over"} ${next ? "next" : ""}`}>
     <span class="when">${hour(one.appointment_datetime)}<small>${hour(ends(one))}</small></span><span class="what">
