@@ -312,6 +312,23 @@ def test_a_double_click_takes_one_step(app: Flask, doctor: Client, clinic: Clini
 
 
 @on_one_engine
+def test_enter_twice_does_not_cancel_what_nobody_has_seen(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    make_appointment(doctor, make_patient(doctor)["id"], at(10, 1))
+    clinic.sign_in("Dora")
+    clinic.open(f"staff/{doctor.user['id']}")
+    clinic.button("New absence…").click()
+    clinic.page.get_by_label("Cancel the appointments").check()
+    clinic.page.get_by_label("Reason").press("Enter")
+    expect(clinic.page.get_by_text("What will be done")).to_be_visible()
+    clinic.page.keyboard.press("Enter")
+    clinic.page.get_by_label("Reason").press("Enter")
+    clinic.settle()
+    assert doctor.get("/appointment/1").json["status"] == "scheduled"
+    clinic.button("Do so").click()
+    clinic.told("The absence is saved.")
+
+
+@on_one_engine
 def test_what_is_typed_in_a_dialog_outlives_the_login_and_meets_what_others_saved(
     app: Flask, admin: Client, doctor: Client, clinic: Clinic
 ) -> None:

@@ -98,7 +98,7 @@ function NewAbsence({ user, onDone, onClose }) {
     return onDone;
   });
   const conflicts = form.error?.body.conflicts;
-  return html`<${Dialog} title=${`Absence of ${name(user)}`} wide onClose=${onClose}><form onSubmit=${form.submit} onInput=${typed}>
+  return html`<${Dialog} title=${`Absence of ${name(user)}`} wide onClose=${onClose}><form onSubmit=${(event) => (plan ? event.preventDefault() : form.submit(event))} onInput=${typed}>
     <div class="row"><${Field} label="From" name="starts_at" type="datetime-local" required defaultValue=${`${plusDays(today(), 1)}T00:00`} errors=${form.errors} />
       <${Field} label="To" name="ends_at" type="datetime-local" required defaultValue=${`${plusDays(today(), 2)}T00:00`} errors=${form.errors} /></div>
     <${Field} label="Reason" name="reason" maxlength="2000" hint="Shown to the person, the desk and administrators alone." errors=${form.errors} />
@@ -112,7 +112,9 @@ function NewAbsence({ user, onDone, onClose }) {
       ${plan.clashes.length > 0 && html`<p>The colleague cannot take:</p><ul class="plainlist">${plan.clashes.map(({ appointment, conflict, alternatives }) => html`
         <li key=${appointment.id}><${Brief} of=${appointment} /><small>${conflict ? `has ${conflict.patient_name}` : "is away"}
           ${alternatives.length > 0 && ` · free: ${alternatives.slice(0, 3).map(({ start }) => `${shortDay(start)} ${hour(start)}`).join(", ")}`}</small></li>`)}</ul>`}</section>`}
-    <p class="actions"><${Send} of=${form}>${plan ? "Do so" : repairs ? "Show what happens" : "Save the absence"}<//></p></form><//>`;
+    <p class="actions">${plan // by no Enter in a field: the one before may have been hit twice
+      ? html`<${Send} key="do" of=${form} type="button" onClick=${({ target, detail }) => detail < 2 && form.submit({ target: target.form })}>Do so<//>`
+      : html`<${Send} of=${form}>${repairs ? "Show what happens" : "Save the absence"}<//>`}</p></form><//>`;
 }
 
 function Absences({ user, may, loaded, onNew }) {
