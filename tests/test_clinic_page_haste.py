@@ -416,3 +416,19 @@ def test_a_picture_that_is_taken_away_leaves_the_one_that_is_looked_at(
         answers.let_go()
     clinic.page.wait_for_load_state("networkidle")
     assert clinic.dialog().get_by_role("img").get_attribute("src") == shown
+
+
+@on_one_engine
+def test_hours_that_are_being_typed_outlive_a_late_answer(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    doctor.send("PUT", f"/user/{doctor.user['id']}/hours", [{"weekday": "mon", "from": "09:00", "to": "12:00"}])
+    clinic.sign_in("Dora")
+    answers = Held(clinic.page, "**/absences")
+    answers.after(lambda: clinic.page.evaluate(f"location.hash = '#/staff/{doctor.user['id']}'"))
+    field = clinic.page.get_by_label("Monday from")
+    field.press("End")
+    clinic.page.keyboard.press("Backspace")
+    clinic.page.keyboard.press("Backspace")
+    answers.let_go()
+    expect(clinic.page.get_by_text("None to come.")).to_be_visible()
+    clinic.page.keyboard.type("30")
+    expect(field).to_have_value("09:30")

@@ -66,8 +66,8 @@ function Hours({ user, may, loaded }) {
     ${!shown.length && html`<p class="quiet">No hours of their own: can be booked at any time, and is offered in the clinic’s hours.</p>`}
     <div class="week">${WEEK.map((day) => html`<div key=${day} class="row"><span>${DAYS[day]}</span><div class="spans">
       ${shown.map((one, index) => one.weekday === day && html`<span key=${index} class="group">
-        ${may ? html`<input type="text" inputmode="numeric" pattern="[0-2][0-9]:[0-5][0-9]" size="5" aria-label=${`${DAYS[day]} from`} value=${one.from} onChange=${(event) => change(index, { from: event.target.value })} />–
-          <input type="text" inputmode="numeric" pattern="[0-2][0-9]:[0-5][0-9]" size="5" aria-label=${`${DAYS[day]} to`} value=${one.to} onChange=${(event) => change(index, { to: event.target.value })} />
+        ${may ? html`<input type="text" inputmode="numeric" pattern="[0-2][0-9]:[0-5][0-9]" size="5" aria-label=${`${DAYS[day]} from`} value=${one.from} onInput=${(event) => change(index, { from: event.target.value })} />–
+          <input type="text" inputmode="numeric" pattern="[0-2][0-9]:[0-5][0-9]" size="5" aria-label=${`${DAYS[day]} to`} value=${one.to} onInput=${(event) => change(index, { to: event.target.value })} />
           <button class="plain" aria-label=${`Remove ${DAYS[day]} ${one.from} to ${one.to}`} onClick=${() => setSpans(shown.filter((_, each) => each !== index))}>✕</button>`
         : `${one.from}–${one.to}`}</span>`)}
       ${may && html`<button class="plain" aria-label=${`Add hours on ${DAYS[day]}`} onClick=${() => add(day)}>+</button>`}
