@@ -432,3 +432,24 @@ def test_hours_that_are_being_typed_outlive_a_late_answer(app: Flask, doctor: Cl
     expect(clinic.page.get_by_text("None to come.")).to_be_visible()
     clinic.page.keyboard.type("30")
     expect(field).to_have_value("09:30")
+
+
+@on_one_engine
+def test_who_is_told_of_a_change_by_another_can_go_on(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    make_appointment(doctor, make_patient(doctor)["id"], hours_ago(0.1))
+    clinic.sign_in("Dora")
+    arrived = clinic.button("Arrived: Amina Wanjiru")
+    expect(arrived).to_be_visible()
+    doctor.patch("/appointment/1", {"reason": "Wrist"})
+    arrived.click()
+    expect(clinic.page.locator(".entry").get_by_role("alert")).to_contain_text("changed")
+    expect(clinic.page.locator(".entry")).to_contain_text("Wrist")  # as it is now
+    clinic.page.get_by_role("button", name="Details: Amina Wanjiru").click()
+    doctor.patch("/appointment/1", {"status": "checked_in"})
+    clinic.page.get_by_label("Note").fill("Left hand")
+    clinic.button("Save").click()
+    expect(clinic.dialog().get_by_role("alert")).to_contain_text("arrived")
+    clinic.button("Save").click()
+    clinic.told("The appointment is changed.")
+    changed = doctor.get("/appointment/1").json
+    assert (changed["status"], changed["note"]) == ("checked_in", "Left hand")

@@ -33,6 +33,7 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
   const [minutes, setMinutes] = useState(appointment?.duration_minutes ?? 30);
   const [doctor, setDoctor] = useState(appointment?.user_id ?? whom ?? (is("doctor") ? me().id : ""));
   const all = useLoad(doctors, []);
+  const version = useRef(appointment?.version);
   const made = useRef(); // the new patient, if the booking itself was refused
   const form = useSubmit(async (fields) => {
     const wish = {
@@ -43,7 +44,17 @@ export function Booking({ appointment, patient: whose, doctor: whom, at, onDone,
     if (appointment) {
       const old = { ...appointment, appointment_datetime: begins.slice(0, 16) };
       const changed = Object.fromEntries(Object.entries(wish).filter(([field, value]) => value !== undefined && value !== old[field]));
-      await patch(`/appointment/${appointment.id}`, changed, appointment.version);
+      try {
+        await patch(`/appointment/${appointment.id}`, changed, version.current);
+      } catch (problem) {
+        const theirs = problem.status === 412 && problem.body.current;
+        if (theirs) {
+          version.current = theirs.version;
+          problem.message = `Somebody else has changed it meanwhile: ${time(theirs.appointment_datetime)}, ${theirs.doctor_name}, ${word(theirs.status)}.`
+            + " Save once more to change what you changed here all the same.";
+        }
+        throw problem;
+      }
       say("The appointment is changed.");
     } else {
       if (newcomer !== null && !made.current) {

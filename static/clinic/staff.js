@@ -72,7 +72,7 @@ function Hours({ user, may, loaded }) {
         : `${one.from}–${one.to}`}</span>`)}
       ${may && html`<button class="plain" aria-label=${`Add hours on ${DAYS[day]}`} onClick=${() => add(day)}>+</button>`}
       ${!may && !shown.some((one) => one.weekday === day) && html`<span class="quiet">–</span>`}</div></div>`)}</div><${Wrong} error=${save.error} />
-    ${may && html`<p class="actions">${edited && html`<button onClick=${() => { edit(null); save.forget(); }}>As before</button>`}
+    ${may && html`<p class="actions">${edited && html`<button onClick=${() => { edit(null); save.forget(); loaded.reload(); }}>As before</button>`}
       <${Send} of=${save} disabled=${!edited || save.busy} onClick=${save.submit}>Save the hours<//></p>`}</section>`;
 }
 

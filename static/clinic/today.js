@@ -16,7 +16,15 @@ export const gaps = (slots) => slots.reduce((found, { user_id, doctor_name, star
 }, []);
 
 function Row({ appointment: one, onOpen, onDone, withDoctor, next }) {
-  const move = useSubmit(async (status) => { await patch(`/appointment/${one.id}`, { status }, one.version); await onDone(); });
+  const move = useSubmit(async (status) => {
+    try {
+      await patch(`/appointment/${one.id}`, { status }, one.version);
+    } catch (problem) {
+      if (problem.status === 412) await onDone(); // shows what somebody else has changed
+      throw problem;
+    }
+    await onDone();
+  });
   const begun = dayOf(one.appointment_datetime) <= today();
   const step = (status, label, kind = "") => html`<button class=${kind} disabled=${move.busy} onClick=${(event) => event.detail < 2 && move.submit(status)}
     aria-label=${`${label}: ${one.patient_name}`}>${label}</button>`;
