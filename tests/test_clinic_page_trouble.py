@@ -131,6 +131,7 @@ def test_of_fifty_pictures_the_two_that_are_none_are_named_and_the_rest_is_filed
     clinic.told("The report is filed.")
     [report] = doctor.get("/reports").json
     assert (len(report["images"]), report["diagnosis"]) == (48, "Many views")
+    expect(page.get_by_role("button", name="Open picture 48 of 48")).to_be_visible()  # all is loaded
 
 
 @on_one_engine
