@@ -84,7 +84,7 @@ class Postgres:
     def copy(self, primary: "Postgres") -> None:
         """Make this a standby of `primary`."""
         backup = f"{primary.address} application_name=standby"
-        run(*as_postgres(tool("pg_basebackup"), "-D", self.data, "-R", "-X", "stream", "-d", backup))
+        run(*as_postgres(tool("pg_basebackup"), "-D", self.data, "-R", "-X", "stream", "-c", "fast", "-d", backup))
         with (self.data / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"unix_socket_directories = '{self.data}'\nsynchronous_standby_names = ''\n")
 

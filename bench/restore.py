@@ -84,7 +84,7 @@ def play(given: argparse.Namespace, folder: Path, stack: ExitStack) -> int:
     stack.callback(node.stop)
     clinic = Clinic(node)
     clinic.file_reports(given.reports)
-    run(*as_postgres(tool("pg_basebackup"), "-D", backup, "-X", "stream", "-d", old.address))
+    run(*as_postgres(tool("pg_basebackup"), "-D", backup, "-X", "stream", "-c", "fast", "-d", old.address))
     clinic.file_reports(given.reports)
     _, head = node.flask("audit", "head")
     moment = str(old.query("SELECT clock_timestamp()")[0][0])
