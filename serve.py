@@ -172,7 +172,12 @@ class Server(Granian):  # type: ignore[misc, valid-type]
         `.env` and the code may have changed since they started, and a fault there must not stop what runs. Who reloads
         tries again; a worker that died is asked for again each RETRY seconds.
         """
+        replaced = [self.wrks[number] for number in workers]
+        for worker in replaced:  # Granian ends the server if one is asked for that has just been replaced
+            worker.interrupt_by_parent = True
         if check():
+            for worker in replaced:
+                worker.interrupt_by_parent = False
             logger.error("No worker is replaced: see the fault above. Those that run serve on.")
             asking = threading.Timer(RETRY, self._ask_for_dead_workers)
             asking.daemon = True
@@ -181,7 +186,8 @@ class Server(Granian):  # type: ignore[misc, valid-type]
         super()._respawn_workers(workers, *arguments, **named)
 
     def _ask_for_dead_workers(self) -> None:
-        if dead := [number for number, worker in enumerate(self.wrks) if not worker.is_alive()]:
+        gone = [one.idx for one in self.wrks if not (one.is_alive() or one.interrupt_by_parent)]
+        if dead := set(gone).difference(self.interrupt_children):
             self.interrupt_children += dead
             self.main_loop_interrupt.set()
 

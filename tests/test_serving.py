@@ -522,6 +522,18 @@ def test_no_worker_is_given_away_for_one_that_would_not_start(tmp_path: Path, em
         assert served.raw("GET /healthz").startswith(b"HTTP/1.1 200")
 
 
+def test_a_worker_that_dies_while_it_is_about_to_be_replaced_ends_no_server(tmp_path: Path, empty: Path) -> None:
+    with serving(tmp_path, empty) as served:
+        [worker] = served.workers()
+        served.process.send_signal(signal.SIGHUP)
+        until(lambda: "HUP signal received" in served.said(), 10)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: "Stopped old worker-1" in served.said(), 20)
+        assert served.answers()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(20) == 0  # granian ends with 1 in what it takes for a loop of crashes
+
+
 def test_a_killed_server_leaves_no_worker_and_the_next_one_takes_its_unix_socket(tmp_path: Path, empty: Path) -> None:
     with serving(tmp_path, empty, HOST=f"unix:{tmp_path}/hosi.sock") as served:
         assert served.ask("GET", "/readyz")[0] == 200
