@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -40,6 +41,8 @@ UNIX = "unix:"  # begins a HOST that is the path of a socket
 STARTING = 5  # seconds that a new worker has to start, before the old one is told to stop
 LAST_SECONDS = 1  # for which a worker that is replaced takes no new connection, and answers on those that it has
 STOPPING = 30  # seconds that the requests of a worker may take after it was told to stop
+CHECK = [sys.executable, "-m", "flask", "--app", "app", "check"]  # a new process reads the code and the settings anew
+CHECKING = 60  # seconds that the check may take before workers are replaced; SQLite alone waits 40 for a lock
 RETRY = 5  # seconds, then a worker is asked for again that died and would not start
 LIFETIME = 24 * 3600  # seconds; then a worker is replaced, in case its memory grows
 CONNECTIONS = 4_000  # of a worker; more wait in the backlog
@@ -175,7 +178,10 @@ class Server(Granian):  # type: ignore[misc, valid-type]
         replaced = [self.wrks[number] for number in workers]
         for worker in replaced:  # Granian ends the server if one is asked for that has just been replaced
             worker.interrupt_by_parent = True
-        if check():
+        would_start = self._would_start()
+        if self.interrupt_signal:
+            return
+        if not would_start:
             for worker in replaced:
                 worker.interrupt_by_parent = False
             logger.error("No worker is replaced: see the fault above. Those that run serve on.")
@@ -184,6 +190,21 @@ class Server(Granian):  # type: ignore[misc, valid-type]
             asking.start()
             return
         super()._respawn_workers(workers, *arguments, **named)
+
+    def _would_start(self) -> bool:
+        """Return whether a new worker would start.
+
+        A check that waits for a database that hangs is ended after CHECKING seconds, or when the server is to stop.
+        """
+        end = time.monotonic() + CHECKING
+        with subprocess.Popen(CHECK, cwd=ROOT) as checking:  # noqa: S603  # a command of our own
+            while not self.interrupt_signal and time.monotonic() < end:
+                with suppress(subprocess.TimeoutExpired):
+                    return checking.wait(0.1) == 0
+            checking.kill()
+        if not self.interrupt_signal:
+            logger.error("The check took more than %s seconds.", CHECKING)
+        return False
 
     def _ask_for_dead_workers(self) -> None:
         gone = [one.idx for one in self.wrks if not (one.is_alive() or one.interrupt_by_parent)]
@@ -209,8 +230,7 @@ def check() -> int:
 
     Another process reads both anew, and prints a sentence about what is wrong.
     """
-    command = [sys.executable, "-m", "flask", "--app", "app", "check"]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603  # a command of our own
+    return subprocess.run(CHECK, cwd=ROOT, check=False).returncode  # noqa: S603  # a command of our own
 
 
 def check_address(host: str, port: int) -> None:

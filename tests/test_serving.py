@@ -534,6 +534,18 @@ def test_a_worker_that_dies_while_it_is_about_to_be_replaced_ends_no_server(tmp_
         assert served.process.wait(20) == 0  # granian ends with 1 in what it takes for a loop of crashes
 
 
+def test_a_server_that_waits_for_its_database_can_be_stopped(tmp_path: Path, empty: Path) -> None:
+    with serving(tmp_path, empty) as served:
+        with closing(sqlite3.connect(served.database, isolation_level=None)) as holder:
+            holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+            holder.execute("BEGIN EXCLUSIVE")
+            served.process.send_signal(signal.SIGHUP)
+            until(lambda: "HUP signal received" in served.said(), 10)
+            served.process.send_signal(signal.SIGTERM)
+            assert served.process.wait(5) == 0
+        assert "Respawning" not in served.said()
+
+
 def test_a_killed_server_leaves_no_worker_and_the_next_one_takes_its_unix_socket(tmp_path: Path, empty: Path) -> None:
     with serving(tmp_path, empty, HOST=f"unix:{tmp_path}/hosi.sock") as served:
         assert served.ask("GET", "/readyz")[0] == 200
