@@ -74,6 +74,8 @@ def test_a_day_never_shows_the_appointments_of_another(app: Flask, doctor: Clien
     answers = Held(clinic.page, f"**/appointment?on={next_day}*")
     answers.after(clinic.button("The next day").click)
     assert row.count() == 0
+    expect(clinic.heading()).to_contain_text(f"{int(next_day[-2:])} ")
+    assert clinic.page.get_by_text("0 appointments").count() == 0  # nobody knows yet
     answers.let_go()
     assert row.count() == 0
     clinic.button("The day before").click()

@@ -67,7 +67,7 @@ export function Today({ parameters }) {
   const open_ = shown.filter((one) => TO_COME.includes(one.status)).length;
   const to = (there) => go(`/today?on=${there}`);
   return html`<div class="head"><div><h1>${day === today() ? "Today" : niceDay(day)}</h1>
-        <p class="quiet">${day === today() && `${niceDay(day)} · `}${count(shown.length, "appointment")}, ${open_} to come, ${waiting.length} waiting, ${done} done</p></div>
+        <p class="quiet">${day === today() && `${niceDay(day)} · `}${list.data ? `${count(shown.length, "appointment")}, ${open_} to come, ${waiting.length} waiting, ${done} done` : " "}</p></div>
       <div class="tools"><${Choice} label="Doctor" class="slim" value=${whose} onChange=${(event) => setWhose(event.target.value)}
           options=${[["", "All doctors"], ...people]} />
         <span class="group"><button onClick=${() => to(plusDays(day, -1))} aria-label="The day before">‹</button>
