@@ -456,3 +456,20 @@ def test_who_is_told_of_a_change_by_another_can_go_on(app: Flask, doctor: Client
     clinic.told("The appointment is changed.")
     changed = doctor.get("/appointment/1").json
     assert (changed["status"], changed["note"]) == ("checked_in", "Left hand")
+
+
+@on_one_engine
+def test_who_edits_an_account_that_another_has_changed_can_go_on(
+    app: Flask, admin: Client, doctor: Client, clinic: Clinic
+) -> None:
+    clinic.sign_in("Dora")
+    path = f"/user/{doctor.user['id']}"
+    clinic.open(f"staff/{doctor.user['id']}")
+    clinic.page.get_by_label("Last name").fill("Kamau")
+    admin.patch(path, {"first_name": "Dorothea"})
+    clinic.button("Save").click()
+    expect(clinic.page.get_by_role("alert").filter(has_text="changed")).to_be_visible()
+    expect(clinic.page.get_by_label("First name")).to_have_value("Dorothea")
+    clinic.button("Save").click()
+    clinic.told("Dorothea Kamau is saved.")
+    expect(clinic.heading()).to_contain_text("Dorothea Kamau")

@@ -34,7 +34,13 @@ function Rights({ user: given, onDone }) {
   const [user, setUser] = useState(given); // as it was when the edit began: it may be loaded again meanwhile
   const form = useSubmit(async (fields) => {
     const { keep_appointments, ...wish } = fields;
-    const { body } = await patch(`/user/${user.id}`, { ...wish, ...(wish.is_active && { is_active: wish.is_active === "true" }), ...(keep_appointments && { keep_appointments: true }) }, user.version);
+    const { body } = await patch(`/user/${user.id}`, { ...wish, ...(wish.is_active && { is_active: wish.is_active === "true" }), ...(keep_appointments && { keep_appointments: true }) }, user.version).catch((problem) => {
+      if (problem.status === 412 && problem.body.current) {
+        setUser(problem.body.current); // shown where nothing was typed
+        problem.message = "Somebody else has changed this account meanwhile. Look it through, and save once more.";
+      }
+      throw problem;
+    });
     forgetDoctors();
     setUser(body);
     say(`${name(body)} is saved.`);
