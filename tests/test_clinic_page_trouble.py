@@ -23,6 +23,24 @@ def at(hour: int, days: int = 3) -> str:
     return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}T{hour:02}:00"
 
 
+def end_login(page: Page) -> None:
+    """End the login at the server alone: the page learns of it by its next request."""
+    page.evaluate(
+        """() => {
+            const { access_token } = JSON.parse(localStorage["hosi.login"]);
+            return fetch("/logout", { method: "POST", headers: { Authorization: `Bearer ${access_token}` } });
+        }"""
+    )
+
+
+def sign_in_over(clinic: Clinic) -> None:
+    """Sign in again, over the view that is shown."""
+    over = clinic.page.get_by_role("dialog", name="Sign in")
+    over.get_by_label("Password").fill("correct horse battery")
+    over.get_by_role("button", name="Sign in").click()
+    expect(over).to_have_count(0)
+
+
 @on_one_engine
 @pytest.mark.parametrize("name", [SCRIPT, ARABIC, LONG], ids=["html", "arabic", "long"])
 def test_a_name_is_shown_as_text_and_breaks_no_view(app: Flask, doctor: Client, clinic: Clinic, name: str) -> None:
@@ -163,6 +181,21 @@ def test_an_upload_whose_token_has_expired_is_sent_again(app: Flask, doctor: Cli
     clinic.button("File the report").click()
     clinic.told("The report is filed.")
     assert [len(report["images"]) for report in doctor.get("/reports").json] == [1]
+
+
+@on_one_engine
+def test_a_login_that_ends_before_the_password_is_changed_asks_for_a_new_one(
+    app: Flask, doctor: Client, clinic: Clinic
+) -> None:
+    clinic.sign_in("Dora")
+    clinic.open("account")
+    clinic.page.get_by_label("Present password").fill("correct horse battery")
+    clinic.page.get_by_label("New password").fill("a lantern over the ward")
+    end_login(clinic.page)
+    clinic.button("Change the password").click()
+    sign_in_over(clinic)
+    clinic.button("Change the password").click()
+    clinic.told("Your password is changed.")
 
 
 @on_one_engine

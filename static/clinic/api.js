@@ -3,7 +3,6 @@
 const KEPT = "hosi.login";
 const UNUSED = 12 * 3600e3; // milliseconds: a login that was not used for so long is forgotten
 const PUBLIC = ["/", "/login", "/signup", "/password/forgot", "/password/reset"];
-const PASSWORDS = ["/login", "/me/password"]; // their 401 means a wrong password
 
 export const AWAY = "The server does not answer. What you typed is still here.";
 const ENDED = "Please sign in again.";
@@ -96,7 +95,7 @@ export async function call(method, path, options = {}) {
       continue;
     }
     const { status, body, header } = await send(method, path, { ...options, token });
-    if (status === 401 && token && !again && !PASSWORDS.includes(path) && (await renew(token))) continue;
+    if (status === 401 && token && !again && body.code !== "wrong_credentials" && (await renew(token))) continue;
     if (status >= 400) throw new Problem(status, body);
     const next = header("Link")?.match(/<([^>]+)>; rel="next"/)?.[1].replace(/^https?:\/\/[^/]+/, "");
     return { body, etag: header("ETag"), next, total: Number(header("X-Total-Count") ?? NaN), estimated: !!header("X-Total-Count-Estimated") };
