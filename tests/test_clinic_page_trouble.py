@@ -199,6 +199,17 @@ def test_a_login_that_ends_before_the_password_is_changed_asks_for_a_new_one(
 
 
 @on_one_engine
+def test_a_view_is_loaded_after_a_sign_in_in_another_tab(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    clinic.sign_in("Dora")
+    second = Clinic(clinic.page.context.new_page(), clinic.address)
+    second.open("patients")
+    end_login(clinic.page)
+    clinic.page.get_by_role("link", name="Staff").click()
+    sign_in_over(second)
+    expect(clinic.page.get_by_role("cell", name="dora@clinic.test")).to_be_visible()
+
+
+@on_one_engine
 def test_a_second_tab_that_signs_out_leaves_what_was_typed(app: Flask, doctor: Client, clinic: Clinic) -> None:
     patient = make_patient(doctor)["id"]
     clinic.sign_in("Dora")

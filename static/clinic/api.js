@@ -35,12 +35,15 @@ function keep({ user, access_token, refresh_token, expires_in }) {
 
 function end(why) { localStorage.removeItem(KEPT); tell("login", { why }); }
 
-addEventListener("storage", ({ key, newValue }) => {
+addEventListener("storage", ({ key, oldValue, newValue }) => {
   if (key !== KEPT || !mine) return;
   const user = JSON.parse(newValue)?.user;
   if (!user) tell("login", { why: "You signed out in another tab." });
   else if (user.id !== mine.id) tell("login", { why: `${user.first_name} ${user.last_name} signed in in another tab. Reload this page to go on so.` });
-  else tell("login", { user: (mine = user) });
+  else {
+    tell("login", { user: (mine = user) });
+    if (!oldValue) tell("back"); // signed in again there: here, too, all is loaded again
+  }
 });
 
 // Sends a request. Resolves to its status, body and headers whatever the status; rejects where there is no answer.
