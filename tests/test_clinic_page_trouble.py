@@ -210,6 +210,29 @@ def test_a_view_is_loaded_after_a_sign_in_in_another_tab(app: Flask, doctor: Cli
 
 
 @on_one_engine
+def test_a_login_that_ends_while_something_is_sent_leaves_it_to_be_sent_again(
+    app: Flask, doctor: Client, clinic: Clinic
+) -> None:
+    make_patient(doctor)
+    clinic.sign_in("Dora")
+    clinic.open("patients/1")
+    page = clinic.page
+    clinic.button("Edit").click()
+    page.get_by_label("Diagnosis").fill("Malaria")
+    end_login(page)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "PATCH" else None)
+    clinic.button("Save").click()
+    sign_in_over(clinic)
+    expect(page.get_by_label("Diagnosis")).to_have_value("Malaria")
+    expect(clinic.dialog().get_by_role("alert")).to_have_count(0)  # nobody is to sign in again
+    clinic.button("Save").click()
+    clinic.told("Amina Wanjiru is saved.")
+    assert len(sent) == 2  # the one that was refused, and this one
+    assert doctor.get("/patient/1").json["diagnosis"] == "Malaria"
+
+
+@on_one_engine
 def test_a_second_tab_that_signs_out_leaves_what_was_typed(app: Flask, doctor: Client, clinic: Clinic) -> None:
     patient = make_patient(doctor)["id"]
     clinic.sign_in("Dora")

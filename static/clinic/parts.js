@@ -57,6 +57,7 @@ export function useSubmit(work) {
   const [state, set] = useState({ errors: {} });
   const gone = useRef(false);
   useLayoutEffect(() => () => { gone.current = true; }, []);
+  useLayoutEffect(() => on("back", () => set((old) => (old.error?.code === "signed_out" ? { errors: {} } : old))), []);
   const submit = async (event, part = event?.target?.closest?.("form, dialog, .card")) => {
     event?.preventDefault?.();
     if (state.busy) return;
