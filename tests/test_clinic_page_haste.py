@@ -241,6 +241,24 @@ def test_what_is_being_sent_can_be_neither_changed_nor_closed(app: Flask, doctor
 
 
 @on_one_engine
+def test_after_a_refusal_the_focus_is_on_the_button_that_was_pressed(
+    app: Flask, doctor: Client, clinic: Clinic
+) -> None:
+    make_appointment(doctor, make_patient(doctor)["id"], at(10))
+    clinic.sign_in("Dora")
+    clinic.open("patients/1")
+    clinic.button("Book…").click()
+    clinic.page.get_by_label("Day", exact=True).fill(at(10)[:10])
+    clinic.page.get_by_label("Time", exact=True).fill("10:00")
+    answers = Held(clinic.page, "**/appointment", "POST")
+    answers.after(lambda: clinic.button("Book").press("Enter"))
+    expect(clinic.page.locator(":focus")).to_have_count(0)  # what is being sent has no focus
+    answers.let_go()
+    expect(clinic.dialog().get_by_role("alert")).to_contain_text("has appointment")
+    expect(clinic.button("Book")).to_be_focused()
+
+
+@on_one_engine
 def test_a_report_that_is_filed_late_leaves_the_view_that_is_shown_by_then(
     app: Flask, doctor: Client, clinic: Clinic
 ) -> None:

@@ -66,8 +66,10 @@ export function useSubmit(work) {
     if (part) part.inert = true;
     const end = (then) => {
       if (part) part.inert = false;
-      if (part && /^(BODY|DIALOG|MAIN)$/.test(document.activeElement?.tagName)) focused?.focus();
       set(then);
+      Promise.resolve().then(() => { // the button that was pressed is enabled again by then
+        if (part && /^(BODY|DIALOG|MAIN)$/.test(document.activeElement?.tagName)) focused?.focus();
+      });
     };
     try {
       const next = await work(event?.target?.elements ? Object.fromEntries(new FormData(event.target)) : event, event?.target);
