@@ -259,6 +259,31 @@ def test_after_a_refusal_the_focus_is_on_the_button_that_was_pressed(
 
 
 @on_one_engine
+def test_a_gesture_to_go_back_closes_nothing_that_is_being_sent(app: Flask, doctor: Client, clinic: Clinic) -> None:
+    make_appointment(doctor, make_patient(doctor)["id"], at(10))
+    clinic.sign_in("Dora")
+    clinic.open("patients/1")
+    page = clinic.page
+    # Escape does as the gesture of a phone does, once no script hears of the key: the second one closes the dialog.
+    page.evaluate("addEventListener('keydown', (event) => event.stopImmediatePropagation(), true)")
+    clinic.button("Book…").click()
+    page.get_by_label("Day", exact=True).fill(at(10)[:10])
+    page.get_by_label("Time", exact=True).fill("10:00")
+    answers = Held(page, "**/appointment", "POST")
+    answers.after(clinic.button("Book").click)
+    for _ in range(3):
+        page.keyboard.press("Escape")
+    answers.let_go()
+    expect(clinic.dialog().get_by_role("alert")).to_contain_text("has appointment")
+    page.evaluate("dispatchEvent(new StorageEvent('storage', { key: 'hosi.login' }))")  # signed out in another tab
+    expect(page.get_by_label("Password")).to_be_visible()
+    for _ in range(3):
+        page.keyboard.press("Escape")
+    page.evaluate("new Promise((then) => setTimeout(then))")
+    expect(page.get_by_label("Password")).to_be_visible()
+
+
+@on_one_engine
 def test_a_report_that_is_filed_late_leaves_the_view_that_is_shown_by_then(
     app: Flask, doctor: Client, clinic: Clinic
 ) -> None:

@@ -51,7 +51,8 @@ function Over({ children }) { // a dialog that cannot be closed: one of the view
   const dialog = useRef();
   useLayoutEffect(() => { const shown = dialog.current; shown.showModal(); return () => shown.close(); }, []);
   useEvent("keydown", (event) => event.key === "Escape" && event.preventDefault(), []);
-  return html`<dialog ref=${dialog} class="over" aria-label="Sign in" onCancel=${(event) => event.preventDefault()}>${children}</dialog>`;
+  return html`<dialog ref=${dialog} class="over" aria-label="Sign in"
+    onCancel=${(event) => event.preventDefault()} onClose=${() => dialog.current?.showModal()}>${children}</dialog>`;
 }
 
 function Page({ before }) {

@@ -122,10 +122,11 @@ export function Dialog({ title, onClose, wide, children }) {
   }, []);
   const id = useMemo(() => `d${++ids}`, []);
   const sending = () => dialog.current.inert || dialog.current.querySelector("[inert]"); // the answer is still to be read
-  const close = () => sending() || onClose();
+  const close = () => sending() || onClose(); // a second gesture to go back closes it whatever this says: see onClose
   useEvent("keydown", (event) => event.key === "Escape" && sending() && event.preventDefault());
   return html`<dialog ref=${dialog} class=${wide ? "wide" : ""} aria-labelledby=${id}
-      onCancel=${(event) => { event.preventDefault(); close(); }}>
+      onCancel=${(event) => { event.preventDefault(); close(); }}
+      onClose=${() => dialog.current && (sending() ? dialog.current.showModal() : onClose())}>
     <header><h2 id=${id}>${title}</h2><button type="button" class="plain" aria-label="Close" onClick=${close}>✕</button></header>${children}</dialog>`;
 }
 
