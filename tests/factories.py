@@ -71,6 +71,14 @@ def hours_ago(hours: float) -> str:
     return (datetime.now(UTC) - timedelta(hours=hours)).isoformat(timespec="minutes")
 
 
+def just_now() -> str:
+    """A time of today, as late as a few minutes ago, whose next half hour is of today, too."""
+    now = datetime.now(UTC)
+    midnight = now.replace(hour=0, minute=0)
+    begun = min(now - timedelta(minutes=10), midnight + timedelta(hours=23, minutes=30))
+    return max(midnight, begun).isoformat(timespec="minutes")
+
+
 def make_report(client: Client, patient_id: int, *contents: bytes, **fields: Any) -> dict[str, Any]:
     form = {"patient_id": patient_id, **fields, "images": files(*(contents or (picture(),)))}
     response = client.post("/reports", data=form)

@@ -6,7 +6,7 @@ from urllib.parse import urljoin
 
 from browser import Clinic
 from client import Client
-from factories import PASSWORD, hours_ago, make_appointment, make_patient, make_report, picture, sign_up
+from factories import PASSWORD, just_now, make_appointment, make_patient, make_report, picture, sign_up
 from flask import Flask
 from playwright.sync_api import FilePayload, expect
 
@@ -78,13 +78,13 @@ def test_the_first_visit_makes_the_administrator_the_first_patient_and_a_report(
 def test_a_receptionists_day(app: Flask, doctor: Client, receptionist: Client, clinic: Clinic) -> None:
     page = clinic.page
     make_patient(doctor, first_name="Baraka", last_name="Maina", diagnosis="Asthma")
-    make_appointment(receptionist, 1, hours_ago(0.2), user_id=doctor.user["id"])
+    make_appointment(receptionist, 1, just_now(), user_id=doctor.user["id"])
     clinic.sign_in("Rosa")
     clinic.button("Book…").click()
     page.get_by_role("combobox", name="Patient").fill("bar mai")
     expect(page.get_by_role("listbox").get_by_role("option")).to_contain_text("Baraka Maina")
     page.get_by_role("combobox", name="Patient").press("Enter")
-    page.get_by_label("Doctor").last.select_option("Dora Otieno")
+    clinic.dialog().get_by_label("Doctor").select_option("Dora Otieno")
     page.get_by_role("group", name="Free times").get_by_role("button").first.click()
     page.get_by_label("Reason").fill("Cough")
     clinic.button("Book").click()
@@ -98,7 +98,7 @@ def test_a_receptionists_day(app: Flask, doctor: Client, receptionist: Client, c
     clinic.button("New patient…").click()
     expect(page.get_by_label("Last name")).to_have_value("Otieno")
     page.get_by_label("Phone").fill("0712 345 678")
-    page.get_by_label("Doctor").last.select_option("Dora Otieno")
+    clinic.dialog().get_by_label("Doctor").select_option("Dora Otieno")
     page.get_by_role("group", name="Free times").get_by_role("button").first.click()
     clinic.button("Book").click()
     clinic.told("Booked: Zuri Otieno")
@@ -114,7 +114,7 @@ def test_a_receptionists_day(app: Flask, doctor: Client, receptionist: Client, c
 def test_a_doctors_day(app: Flask, admin: Client, doctor: Client, clinic: Clinic) -> None:
     page = clinic.page
     patient = make_patient(doctor, status="outpatient")["id"]
-    make_appointment(doctor, patient, hours_ago(0.1), reason="Wrist")
+    make_appointment(doctor, patient, just_now(), reason="Wrist")
     clinic.sign_in("Dora")
     page.get_by_role("button", name="Arrived: Amina Wanjiru").click()
     page.get_by_role("button", name="Done: Amina Wanjiru").click()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from browser import AXE, Clinic
 from client import Client
-from factories import PASSWORD, hours_ago, make_appointment, make_patient, make_report, picture
+from factories import PASSWORD, just_now, make_appointment, make_patient, make_report, picture
 from flask import Flask
 from playwright.sync_api import expect
 
@@ -34,7 +34,7 @@ def working(app: Flask, admin: Client, doctor: Client, other_doctor: Client, cli
     """The page of a clinic at work, before the sign-in."""
     patient = make_patient(doctor, date_of_birth="1990-05-31")["id"]
     make_patient(doctor, date_of_birth="1990-05-31", status="critical")
-    make_appointment(doctor, patient, hours_ago(0.1), status="checked_in", reason="Wrist")
+    make_appointment(doctor, patient, just_now(), status="checked_in", reason="Wrist")
     make_appointment(doctor, patient, f"{NEXT_WEEK}T10:00")
     make_report(doctor, patient, picture(), diagnosis="Fracture")
     return clinic

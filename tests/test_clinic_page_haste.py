@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from browser import Clinic
 from client import Client
-from factories import hours_ago, make_appointment, make_patient, make_report, many_patients, picture
+from factories import just_now, make_appointment, make_patient, make_report, many_patients, picture
 from flask import Flask
 from playwright.sync_api import Page, Route, expect
 
@@ -306,7 +306,7 @@ def test_a_report_that_is_filed_late_leaves_the_view_that_is_shown_by_then(
 @on_one_engine
 def test_a_refusal_that_comes_after_its_view_is_gone_is_told(app: Flask, doctor: Client, clinic: Clinic) -> None:
     make_patient(doctor)
-    make_appointment(doctor, 1, hours_ago(0.1))
+    make_appointment(doctor, 1, just_now())
     clinic.sign_in("Dora")
     answers = Held(clinic.page, "**/appointment/1", "PATCH")
     answers.after(clinic.button("Arrived: Amina Wanjiru").click)
@@ -342,7 +342,7 @@ def test_what_is_dragged_while_the_calendar_changes_stays(app: Flask, doctor: Cl
 
 @on_one_engine
 def test_a_double_click_takes_one_step(app: Flask, doctor: Client, clinic: Clinic) -> None:
-    make_appointment(doctor, make_patient(doctor)["id"], hours_ago(0.1))
+    make_appointment(doctor, make_patient(doctor)["id"], just_now())
     clinic.sign_in("Dora")
     box = clinic.button("Arrived: Amina Wanjiru").bounding_box()
     assert box
@@ -482,7 +482,7 @@ def test_hours_that_are_being_typed_outlive_a_late_answer(app: Flask, doctor: Cl
 
 @on_one_engine
 def test_who_is_told_of_a_change_by_another_can_go_on(app: Flask, doctor: Client, clinic: Clinic) -> None:
-    make_appointment(doctor, make_patient(doctor)["id"], hours_ago(0.1))
+    make_appointment(doctor, make_patient(doctor)["id"], just_now())
     clinic.sign_in("Dora")
     arrived = clinic.button("Arrived: Amina Wanjiru")
     expect(arrived).to_be_visible()
