@@ -41,7 +41,8 @@ UNIX = "unix:"  # begins a HOST that is the path of a socket
 STARTING = 5  # seconds that a new worker has to start, before the old one is told to stop
 LAST_SECONDS = 1  # for which a worker that is replaced takes no new connection, and answers on those that it has
 STOPPING = 30  # seconds that the requests of a worker may take after it was told to stop
-CHECK = [sys.executable, "-m", "flask", "--app", "app", "check"]  # a new process reads the code and the settings anew
+# Prints a sentence about what is wrong. A process of its own reads the code and the settings anew.
+CHECK = [sys.executable, "-m", "flask", "--app", "app", "check"]
 CHECKING = 60  # seconds that the check may take before workers are replaced; SQLite alone waits 40 for a lock
 RETRY = 5  # seconds, then a worker is asked for again that died and would not start
 LIFETIME = 24 * 3600  # seconds; then a worker is replaced, in case its memory grows
@@ -49,8 +50,8 @@ CONNECTIONS = 4_000  # of a worker; more wait in the backlog
 # Signals to a worker that stops soon: end each connection with its next answer; take no new connection, besides.
 END_CONNECTIONS, TAKE_NO_MORE = getattr(signal, "SIGUSR1", None), getattr(signal, "SIGUSR2", None)  # not on Windows
 LISTENER = "HOSI_LISTENER"  # the environment variable that tells a worker the number of its listening socket
-logger = logging.getLogger("hosi.serve")
 HTTP = HTTP1Settings(header_read_timeout=30_000, max_buffer_size=64 * 1024)  # milliseconds; bytes of all headers
+logger = logging.getLogger("hosi.serve")
 
 
 def load(_target: str) -> Callable[..., Any]:
@@ -225,12 +226,10 @@ class Server(Granian):  # type: ignore[misc, valid-type]
         drained.start()
 
 
-def check() -> int:
-    """Return 0 if a worker would start with the code and the settings of now, else the code to exit with.
-
-    Another process reads both anew, and prints a sentence about what is wrong.
-    """
-    return subprocess.run(CHECK, cwd=ROOT, check=False).returncode  # noqa: S603  # a command of our own
+def check() -> None:
+    """End the start with a sentence if a worker would not start."""
+    if code := subprocess.run(CHECK, cwd=ROOT, check=False).returncode:  # noqa: S603  # a command of our own
+        sys.exit(code)
 
 
 def check_address(host: str, port: int) -> None:
@@ -258,8 +257,7 @@ def main(target: Callable[[str], Callable[..., Any]] = load) -> None:
     os.chdir(ROOT)
     setting = read_settings()
     logs.set_up(setting["LOG_LEVEL"], setting["LOG_FORMAT"])
-    if code := check():
-        sys.exit(code)
+    check()
     host = setting["HOST"]
     check_address(host, setting["PORT"])
     multiprocessing.set_start_method("spawn")  # a worker imports the code anew, also after SIGHUP

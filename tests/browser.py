@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from factories import PASSWORD
 from playwright.sync_api import Locator, Page, expect
 
@@ -15,6 +16,8 @@ FLAGS = (
 )
 AXE = Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js"
 expect.set_options(timeout=30_000)  # milliseconds: a machine may be busy
+
+on_one_engine = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # a page knows no other
 
 REFUSALS = "the server responded with a status of 4"  # Chromium says so in the console of every refused request
 

@@ -71,6 +71,11 @@ def hours_ago(hours: float) -> str:
     return (datetime.now(UTC) - timedelta(hours=hours)).isoformat(timespec="minutes")
 
 
+def at(hour: int, days: int = 3) -> str:
+    """A full hour of a day to come."""
+    return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}T{hour:02}:00"
+
+
 def just_now() -> str:
     """A time of today, as late as a few minutes ago, whose next half hour is of today, too."""
     now = datetime.now(UTC)

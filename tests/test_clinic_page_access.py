@@ -4,13 +4,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from browser import AXE, Clinic
+from browser import AXE, Clinic, on_one_engine
 from client import Client
 from factories import PASSWORD, just_now, make_appointment, make_patient, make_report, picture
 from flask import Flask
 from playwright.sync_api import expect
 
-on_one_engine = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the page knows no other
 NEXT_WEEK = f"{datetime.now(UTC) + timedelta(days=7):%Y-%m-%d}"
 
 # Each view, its heading, and what else a screen reader finds in it.

@@ -3,24 +3,18 @@
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import pytest
-from browser import Clinic
+from browser import Clinic, on_one_engine
 from client import Client, listening
-from factories import claims_of, forged, make_appointment, make_patient, many_appointments, picture
+from factories import PASSWORD, at, claims_of, forged, make_appointment, make_patient, many_appointments, picture
 from flask import Flask
 from playwright.sync_api import Page, Route, expect
 
 SCRIPT = '<img src=x onerror="alert(1)">'
 ARABIC = "عبد الرحمن بن محمد"
 LONG = "W" * 100
-
-on_one_engine = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the page knows no other
-
-
-def at(hour: int, days: int = 3) -> str:
-    return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}T{hour:02}:00"
 
 
 def end_login(page: Page) -> None:
@@ -36,7 +30,7 @@ def end_login(page: Page) -> None:
 def sign_in_over(clinic: Clinic) -> None:
     """Sign in again, over the view that is shown."""
     over = clinic.page.get_by_role("dialog", name="Sign in")
-    over.get_by_label("Password").fill("correct horse battery")
+    over.get_by_label("Password").fill(PASSWORD)
     over.get_by_role("button", name="Sign in").click()
     expect(over).to_have_count(0)
 
@@ -61,53 +55,6 @@ def test_a_name_is_shown_as_text_and_breaks_no_view(app: Flask, doctor: Client, 
         expect(page.get_by_text(name).first).to_be_visible()
         assert page.locator("img[src=x]").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, view
-
-
-@on_one_engine
-def test_the_focus_has_moved_before_anybody_can_type(app: Flask, receptionist: Client, clinic: Clinic) -> None:
-    clinic.sign_in("Rosa")
-
-    def focused_after_a_click_on(button: str) -> str:
-        # The page's answer to the click has come when its promises are kept, before the next frame and the next key.
-        return str(
-            clinic.button(button).evaluate(
-                """async (button) => {
-                    button.click();
-                    for (let turn = 0; turn < 10; turn++) await null;
-                    return document.activeElement.labels?.[0].textContent;
-                }"""
-            )
-        )
-
-    assert focused_after_a_click_on("Book…") == "Patient"
-    assert focused_after_a_click_on("New patient…") == "First name"
-    assert focused_after_a_click_on("Search instead") == "Patient"
-
-
-@on_one_engine
-def test_enter_takes_nobody_who_was_found_by_an_earlier_text(
-    app: Flask, doctor: Client, receptionist: Client, clinic: Clinic
-) -> None:
-    make_patient(doctor, first_name="Baraka", last_name="Maina")
-    make_patient(doctor, first_name="Barasa", last_name="Wekesa")
-    clinic.sign_in("Rosa")
-    clinic.button("Book…").click()
-    field = clinic.page.get_by_role("combobox", name="Patient")
-    found = clinic.page.get_by_role("listbox").get_by_role("option")
-    field.fill("bara")
-    expect(found).to_have_count(2)
-
-    held: list[Route] = []
-    clinic.page.route("**/patients?q=baras*", lambda route: held.append(route))
-    with clinic.page.expect_request("**/patients?q=baras*"):
-        field.press("s")
-        field.press("Enter")
-    field.press("Enter")
-    expect(found).to_have_count(2)  # none of them is taken
-    held[0].continue_()
-    expect(found).to_have_count(1)
-    field.press("Enter")
-    expect(clinic.dialog().get_by_text("Barasa Wekesa")).to_be_visible()
 
 
 @on_one_engine
@@ -189,7 +136,7 @@ def test_a_login_that_ends_before_the_password_is_changed_asks_for_a_new_one(
 ) -> None:
     clinic.sign_in("Dora")
     clinic.open("account")
-    clinic.page.get_by_label("Present password").fill("correct horse battery")
+    clinic.page.get_by_label("Present password").fill(PASSWORD)
     clinic.page.get_by_label("New password").fill("a lantern over the ward")
     end_login(clinic.page)
     clinic.button("Change the password").click()
@@ -321,7 +268,7 @@ def test_a_doctor_who_is_deactivated_at_work_is_told(app: Flask, admin: Client, 
     admin.patch(f"/user/{doctor.user['id']}", {"is_active": False})
     clinic.page.get_by_role("link", name="Patients").click()
     expect(clinic.page.get_by_label("Password")).to_be_visible()
-    clinic.page.get_by_label("Password").fill("correct horse battery")
+    clinic.page.get_by_label("Password").fill(PASSWORD)
     clinic.button("Sign in").click()
     expect(clinic.page.get_by_role("alert").filter(has_text="not active")).to_be_visible()
 

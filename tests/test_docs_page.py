@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from browser import on_one_engine
 from client import Client, listening
 from factories import PASSWORD, MakeApp, make_patient, picture, sign_up
 from flask import Flask
@@ -19,9 +20,6 @@ def test_the_page_names_no_other_host_and_has_no_inline_script(anonymous: Client
     assert all(tag.endswith("defer></script>") for tag in re.findall("<script.*", page.text))
     for file in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text):
         assert anonymous.get(file).status_code == 200, file
-
-
-on_one_engine = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the page knows no other
 
 
 @on_one_engine
